@@ -1,0 +1,85 @@
+"""What the commands share: how a command is declared, settings as flags, output, logs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from accrual.settings import Setting, Settings, all_settings, load_settings
+
+__all__ = ["Commands", "add_command", "add_settings", "log_to_stderr", "settings_of", "write_lines"]
+
+# argparse hands out this type, but under no public name.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+Run: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+def add_command(commands: Commands, name: str, what: str, example: str, run: Run) -> argparse.ArgumentParser:
+    """Declare a command: ``what`` it does in a few words, an ``example``, and the function that runs it."""
+    parser = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the flags of the settings ``names``, and the one that names the file of settings."""
+    table = all_settings()
+    for name in names:
+        _add_flag(parser, table[name])
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file of settings; flags and ACCRUAL_* variables override it"
+    )
+
+
+def settings_of(parsed: argparse.Namespace, *required: str) -> Settings:
+    """Return the settings of a command line, its environment and its file; ``required`` ones must be given."""
+    table = all_settings()
+    names = [name for name in (*table, "config") if hasattr(parsed, name)]
+    settings = load_settings({name: getattr(parsed, name) for name in names}, os.environ)
+    settings.require(*required)
+    return settings
+
+
+def write_lines(lines: Iterable[bytes]) -> int:
+    """Write lines to stdout as they come; return how many."""
+    written = 0
+    for line in lines:
+        sys.stdout.buffer.write(line + b"\n")
+        written += 1
+    sys.stdout.buffer.flush()
+    return written
+
+
+def log_to_stderr(level: str) -> None:
+    """Send the logs of this process to stderr, a line each, with the time in UTC."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    log = logging.getLogger("accrual")
+    log.handlers = [handler]
+    log.setLevel(level.upper())
+
+
+def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
+    flag = f"--{setting.name.replace('_', '-')}"
+    default = "" if setting.default in ("", None) else f"; default: {setting.default}"
+    # Without a default of its own, a flag that is not given leaves room for the variable and the file.
+    words = f"{setting.description}{default} [{setting.variable}]".replace("%", "%%")
+    if setting.is_switch:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
+    elif setting.choices:
+        parser.add_argument(flag, choices=setting.choices, help=words)
+    else:
+        parser.add_argument(flag, metavar=setting.metavar or "N", help=words)

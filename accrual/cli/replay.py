@@ -1,0 +1,79 @@
+"""``accrual replay``: decide a file of events without a server, in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from accrual.engine import OFFLINE_SLACK_DAYS, DeadLetter, Decision, Engine, StreamEntry, open_engine, outcome_line
+from accrual.errors import InvalidEvent
+from accrual.events import arrival_of, mapping_from_json
+from accrual.events.text import compact_from_mapping
+from accrual.rulebook import load
+
+__all__ = ["outcome_lines", "replay"]
+
+BATCH_LINES: Final = 4096
+READ_BYTES: Final = 1 << 20
+MAXIMUM_LINE_BYTES: Final = 16 << 20
+
+
+def replay(rulebook_path: str, events_path: str, engine_name: str) -> int:
+    """Print one outcome per line of ``events_path`` ("-" for stdin): SPEC section 5. Returns the exit status."""
+    engine = open_engine(engine_name, load(rulebook_path), slack_days=OFFLINE_SLACK_DAYS)
+    with ExitStack() as stack:
+        file = sys.stdin.buffer if events_path == "-" else stack.enter_context(Path(events_path).open("rb"))
+        for line in outcome_lines(engine, read_lines(file)):
+            sys.stdout.buffer.write(line + b"\n")
+    return 0
+
+
+def outcome_lines(engine: Engine, lines: Iterable[bytes | None]) -> Iterator[bytes]:
+    """Decide ``lines`` of JSON in order and yield one line of outcome for each; ``None`` is a line that is too long."""
+    numbered = enumerate(lines, start=1)
+    while batch := list(islice(numbered, BATCH_LINES)):
+        for number, decision in _decide(engine, batch):
+            yield outcome_line(decision, line=number)
+
+
+def _decide(engine: Engine, lines: list[tuple[int, bytes | None]]) -> Iterator[tuple[int, Decision]]:
+    entries = []
+    spoiled: dict[int, DeadLetter] = {}
+    for number, line in lines:
+        try:
+            entries.append(_entry(number, line))
+        except InvalidEvent as error:
+            spoiled[number] = DeadLetter(None, "invalid", str(error))
+    decided = engine.decide_entries(entries).decisions() if entries else iter(())
+    for number, _ in lines:
+        yield number, spoiled[number] if number in spoiled else next(decided)[1]
+
+
+def _entry(number: int, line: bytes | None) -> StreamEntry:
+    """Return the stream entry that would have brought the event of ``line`` at its arrival."""
+    if line is None:
+        raise InvalidEvent(f"the line has more than {MAXIMUM_LINE_BYTES} bytes")
+    fields = mapping_from_json(line)
+    return StreamEntry(arrival_of(fields), number, ((b"e", compact_from_mapping(fields)),))
+
+
+def read_lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """Yield the lines of ``file`` without their ends; ``None`` for one of more than ``MAXIMUM_LINE_BYTES``."""
+    pending: list[bytes] = []
+    size = 0
+    while chunk := file.read(READ_BYTES):
+        first, *others = chunk.split(b"\n")
+        size += len(first)
+        pending.append(first)
+        if others:
+            yield b"".join(pending) if size <= MAXIMUM_LINE_BYTES else None
+            yield from others[:-1]
+            pending, size = [others[-1]], len(others[-1])
+        elif size > MAXIMUM_LINE_BYTES:
+            pending.clear()
+    if size:
+        yield b"".join(pending) if size <= MAXIMUM_LINE_BYTES else None

@@ -1,0 +1,191 @@
+"""The compiled engine: a thin owner of ``fastpath.core``, which does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from accrual.engine.batch import BatchHeader, Counts, Fields, Item, RejectedItem, StreamEntry, explain, explain_invalid
+from accrual.engine.compile import BUILT_IN_KIND_ORDER, Layouts, describe
+from accrual.engine.outcome import OUTCOMES, DeadLetter, Decision, Duplicate, Position
+from accrual.engine.privacy import NO_SECRET, Secret
+from accrual.engine.reference import STREAM_SLACK_DAYS
+from accrual.errors import InvalidEvent
+from accrual.events import items_of_json, mapping_from_json
+from accrual.events.text import compact_from_mapping
+from accrual.rulebook import Rulebook, combined_multiplier
+from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
+from fastpath.resp import ReplyReader
+
+__all__ = ["FastBatch", "FastEngine"]
+
+_encode = msgspec.msgpack.encode
+
+
+def split_json(value: bytes) -> list[tuple[bytes, bytes | None]]:
+    """Return ``(original, compact)`` for every event of a JSON entry; ``compact`` is ``None`` for a bad item.
+
+    Raises ``ValueError`` where the value as a whole does not decode.
+    """
+    try:
+        items = items_of_json(value)
+    except InvalidEvent as error:
+        raise ValueError(str(error)) from None
+    return [(item, _compact(item)) for item in items]
+
+
+def _compact(item: bytes) -> bytes | None:
+    try:
+        return compact_from_mapping(mapping_from_json(item))
+    except InvalidEvent:
+        return None
+
+
+def header_names(rulebook: Rulebook) -> bytes:
+    """Return the part of a ledger batch's header that names the rulebook and what its codes stand for."""
+    named = {
+        "rulebook": rulebook.version,
+        "kinds": [*(rule.kind for rule in rulebook.earning_rules), *BUILT_IN_KIND_ORDER],
+        "campaigns": [campaign.id for campaign in rulebook.campaigns],
+        "limits": [limit.id for limit in rulebook.limits],
+    }
+    return b"".join(_encode(key) + _encode(value) for key, value in named.items())
+
+
+class FastEngine:
+    """The compiled twin of ``ReferenceEngine``. A batch it returns is valid until the next one is decided.
+
+    ``segment_shift`` is the log2 of the slots in a segment of its tables; tests make it small.
+    """
+
+    def __init__(
+        self,
+        rulebook: Rulebook,
+        secret: Secret = NO_SECRET,
+        slack_days: int = STREAM_SLACK_DAYS,
+        segment_shift: int = DEFAULT_SEGMENT_SHIFT,
+    ) -> None:
+        self._core = Core(secret.key, slack_days, split_json, segment_shift)
+        self._layouts = Layouts()
+        self.generation = 0
+        self.adopt(rulebook)
+
+    def adopt(self, rulebook: Rulebook) -> None:
+        """Decide by ``rulebook`` from now on."""
+        before = self._layouts.tables()
+        self._layouts.adopt(rulebook)
+        moves = [
+            None if new.parts == old.parts and self.generation else (new.stride, old.moves_to(new))
+            for old, new in zip(before, self._layouts.tables(), strict=True)
+        ]
+
+        def multiplier(numbers: list[int]) -> tuple[int, int]:
+            chosen = [rulebook.campaigns[number].multiplier for number in numbers]
+            value = combined_multiplier(rulebook.stacking, chosen)
+            return value.numerator, value.denominator
+
+        self._core.adopt(describe(rulebook, self._layouts), multiplier, header_names(rulebook), moves)
+        self.rulebook = rulebook
+        self.generation += 1
+
+    def decide_entries(self, entries: Sequence[StreamEntry]) -> FastBatch:
+        """Decide every event of ``entries``, in order. The entries must not be empty."""
+        self._core.decide_entries(entries)
+        return self._batch(entries)
+
+    def decide_reply(self, reply: ReplyReader) -> FastBatch:
+        """Decide every event of a reply, which must be kept until the batch is done with."""
+        self._core.decide_reply(reply)
+        return self._batch(reply)
+
+    def _batch(self, source: Sequence[StreamEntry] | ReplyReader) -> FastBatch:
+        self.generation += 1
+        return FastBatch(self, self._core, source, self.generation)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory that the tables have committed."""
+        return self._core.memory_bytes
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of records in each table."""
+        names = ["ids", "members", "member_days"]
+        names += [f"{key}_{part}" for key in ("device", "ip", "phone") for part in ("windows", "days")]
+        return dict(zip(names, self._core.sizes, strict=True))
+
+
+class FastBatch:
+    """The last batch that the core decided, read out of its columns."""
+
+    def __init__(
+        self, engine: FastEngine, core: Core, source: Sequence[StreamEntry] | ReplyReader, generation: int
+    ) -> None:
+        self._engine = engine
+        self._core_when_made = core
+        self._source = source
+        self._generation = generation
+        stream_entries, events, entries, duplicates = core.counts
+        self.counts = Counts(stream_entries, events, entries, duplicates, events - entries - duplicates)
+        self.through = core.through
+        self.outcomes = dict(zip(OUTCOMES, core.outcomes, strict=True))
+        self.points = dict(zip(OUTCOMES, core.points, strict=True))
+
+    @property
+    def _core(self) -> Core:
+        if self._engine.generation != self._generation:
+            raise RuntimeError("the engine has gone on: this batch is no longer there")
+        return self._core_when_made
+
+    def encode(self, header: BatchHeader) -> bytes:
+        """Return the ledger batch."""
+        return self._core.encode(header.batch, header.previous, header.after, header.first_seq)
+
+    @property
+    def rejected(self) -> list[RejectedItem]:
+        """The dead letters, in order."""
+        return [self._rejected(*letter) for letter in self._core.dead_letters()] if self.counts.dead_letters else []
+
+    def _rejected(
+        self,
+        entry: int,
+        ms: int,
+        seq: int,
+        index: int,
+        reason: str,
+        event_id: str | None,
+        encoding: bytes | None,
+        original: bytes | None,
+    ) -> RejectedItem:
+        if encoding is None or original is None:
+            fields = self._fields(entry)
+            detail = explain_invalid(StreamEntry(ms, seq, fields))
+        else:
+            fields = ((encoding, original),)
+            detail = explain(reason, Item(index, encoding, original), event_id, ms, self._engine.rulebook.calendar)
+        letter = msgspec.convert({"event": event_id, "reason": reason, "detail": detail}, DeadLetter)
+        return RejectedItem(Position(ms, seq, index), letter, fields)
+
+    def _fields(self, entry: int) -> Fields:
+        if isinstance(self._source, ReplyReader):
+            return self._source.fields(entry)
+        return self._source[entry].fields
+
+    def decisions(self) -> Iterator[tuple[Position, Decision]]:
+        """Yield one decision per event, in stream order."""
+        from accrual.ledger import EntriesBatch, decode
+
+        decoded = decode(self.encode(BatchHeader(1, bytes(32), (0, 0), 1)))
+        assert isinstance(decoded, EntriesBatch)
+        rows = decoded.rows()
+        rejected = iter(self.rejected)
+        for _, ms, seq, index, status, event_id in self._core.statuses():
+            if status == "entry":
+                yield next(rows)[1:]
+            elif status == "duplicate":
+                assert event_id is not None
+                yield Position(ms, seq, index), Duplicate(event_id)
+            else:
+                item = next(rejected)
+                yield item.position, item.letter

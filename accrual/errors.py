@@ -1,0 +1,80 @@
+"""The error tree of the project: everything we raise on purpose is an ``AccrualError``.
+
+::
+
+    AccrualError
+    ├── InvalidEvent          an event breaks the table of SPEC section 1 (routed to the dead letters, never a crash)
+    ├── RulebookError         a rulebook is refused (SPEC section 2); carries every finding
+    ├── UsageError            a command line or a setting is wrong (exit status 2)
+    ├── LedgerError           a ledger batch does not decode, or the chain of digests is broken
+    ├── StreamError           the stream server refused, or its answer makes no sense
+    │   ├── OwnershipLost     another worker owns the partition; nothing more may be written
+    │   ├── StreamTrimmed     entries disappeared before they were read
+    │   └── UnsafeServer      the server's configuration could lose or evict data
+    ├── StateMismatch         a replay came out differently from what is committed
+    └── DeliveryError         the producer could not hand an event over
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccrualError",
+    "DeliveryError",
+    "InvalidEvent",
+    "LedgerError",
+    "OwnershipLost",
+    "RulebookError",
+    "StateMismatch",
+    "StreamError",
+    "StreamTrimmed",
+    "UnsafeServer",
+    "UsageError",
+]
+
+
+class AccrualError(Exception):
+    """Base of all errors of this project."""
+
+
+class InvalidEvent(AccrualError):
+    """An event breaks the table of SPEC section 1. ``str(error)`` names the field and what is wrong with it."""
+
+
+class RulebookError(AccrualError):
+    """A rulebook is refused. ``findings`` has one line per fault: file, line where known, key and reason."""
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
+
+
+class UsageError(AccrualError):
+    """A command line or a setting is wrong."""
+
+
+class LedgerError(AccrualError):
+    """A ledger batch does not decode, or the chain of digests is broken."""
+
+
+class StreamError(AccrualError):
+    """The stream server refused a command, or its answer makes no sense."""
+
+
+class OwnershipLost(StreamError):
+    """Another worker owns the partition: this one can write nothing more."""
+
+
+class StreamTrimmed(StreamError):
+    """Entries of the events stream disappeared before they were read."""
+
+
+class UnsafeServer(StreamError):
+    """The server's configuration could evict or lose data, so the worker refuses to start on it."""
+
+
+class StateMismatch(AccrualError):
+    """A replayed batch differs from the committed one: the state cannot be trusted."""
+
+
+class DeliveryError(AccrualError):
+    """The producer could not hand an event over to the stream."""

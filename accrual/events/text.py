@@ -1,0 +1,68 @@
+"""The JSON form of an event (SPEC sections 1, 5 and 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from accrual.errors import InvalidEvent
+from accrual.events.compact import ATTRIBUTES, POSITIONS, encode_fields
+from accrual.events.model import is_absent, time_of
+
+__all__ = ["arrival_of", "compact_from_mapping", "items_of_json", "mapping_from_json"]
+
+_decoder = msgspec.json.Decoder()
+_item_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def mapping_from_json(data: bytes) -> dict[str, Any]:
+    """Decode one JSON object. Raises ``InvalidEvent`` where ``data`` is anything else."""
+    try:
+        value = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEvent(f"does not decode as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidEvent(f"must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def items_of_json(data: bytes) -> list[bytes]:
+    """Split the value of a stream entry's `j` field into the bytes of its events: an object, or an array's items.
+
+    Raises ``InvalidEvent`` where the value as a whole does not decode, or is an empty array.
+    """
+    if data.lstrip(b" \t\r\n")[:1] != b"[":
+        mapping_from_json(data)
+        return [data]
+    try:
+        items = _item_decoder.decode(data)
+        data.decode()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEvent(f"does not decode as JSON: {error}") from None
+    if not items:
+        raise InvalidEvent("the batch is empty")
+    return [bytes(item) for item in items]
+
+
+def arrival_of(fields: dict[str, Any]) -> int:
+    """Return the arrival of an offline event in ms since the epoch: ``at``, or ``ts`` where there is none."""
+    at = time_of(fields, "at")
+    if at is None:
+        at = time_of(fields, "ts")
+    if at is None:
+        raise InvalidEvent("ts: missing")
+    return at
+
+
+def compact_from_mapping(fields: dict[str, Any]) -> bytes:
+    """Re-encode decoded JSON ``fields`` as a compact array without judging them: the decoder of that form will.
+
+    Raises ``InvalidEvent`` for what MessagePack cannot hold (an integer beyond 64 bits).
+    """
+    items = [fields.get(name) for name in POSITIONS[:-1]]
+    attributes = {name: fields[name] for name in ATTRIBUTES if not is_absent(fields.get(name))}
+    try:
+        return encode_fields([*items, attributes or None])
+    except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidEvent(f"does not encode: {error}") from None

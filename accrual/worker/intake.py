@@ -1,0 +1,77 @@
+"""From the events stream to decided batches: what is asked of the server, and who decides what it answers."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from accrual.engine import Batch, Engine
+from accrual.settings import Settings
+from accrual.stream import (
+    Keys,
+    PlainReplyReader,
+    ReadConnection,
+    StreamId,
+    StreamServer,
+    command,
+    open_reader,
+    stream_id_text,
+)
+
+__all__ = ["BatchSize", "Intake"]
+
+FIRST_BATCH_ENTRIES: Final = 512
+PLAIN_BATCH_ENTRIES: Final = 512
+
+
+class Intake:
+    """The read connection of a worker, its commands, and the way from a reply to a batch.
+
+    The reply is decided where it was received: no event of it becomes an object, unless the engine is the plain one.
+    """
+
+    def __init__(self, server: StreamServer, keys: Keys, engine_name: str) -> None:
+        self.reader = open_reader(engine_name)
+        self._server = server
+        self._keys = keys
+
+    async def connect(self) -> ReadConnection:
+        """Open the connection; what an earlier one had brought is forgotten."""
+        self.reader.abandon()
+        return await self._server.connect(lambda: ReadConnection(self.reader))
+
+    def read_after(self, position: StreamId, entries: int, block_ms: int) -> bytes:
+        """Return the command that waits up to ``block_ms`` for entries after ``position``."""
+        return command(
+            *("XREAD", "COUNT", entries, "BLOCK", block_ms, "STREAMS", self._keys.events, stream_id_text(position))
+        )
+
+    def read_range(self, after: StreamId, through: StreamId, entries: int | None = None) -> bytes:
+        """Return the command for the entries after ``after`` up to and including ``through``."""
+        limit = () if entries is None else ("COUNT", entries)
+        return command("XRANGE", self._keys.events, f"({stream_id_text(after)}", stream_id_text(through), *limit)
+
+    def decide(self, engine: Engine) -> Batch:
+        """Decide the reply that the reader holds; it must stay there until the batch was encoded."""
+        if isinstance(self.reader, PlainReplyReader):
+            return engine.decide_entries(self.reader.rows)
+        return cast(Batch, cast(Any, engine).decide_reply(self.reader))
+
+
+class BatchSize:
+    """How many stream entries to ask for: as many as the settings allow, fewer where an entry holds many events.
+
+    It starts small and doubles, because nothing is known of the entries before the first of them were read.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        # The plain engine is some hundred times slower, and between two batches the worker must renew its lease.
+        plain = settings.engine == "reference"
+        self._limit = min(settings.batch_entries, PLAIN_BATCH_ENTRIES if plain else settings.batch_entries)
+        self._events = settings.batch_events
+        self.entries = min(FIRST_BATCH_ENTRIES, self._limit)
+
+    def learn(self, batch: Batch) -> None:
+        """Adapt to what ``batch`` had."""
+        counts = batch.counts
+        target = self._events * counts.stream_entries // max(1, counts.events)
+        self.entries = max(1, min(self._limit, 2 * self.entries, target))

@@ -1,0 +1,172 @@
+"""The main loop: read, decide, commit. The next entries are asked for before these are decided."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import Final
+
+import redis
+import redis.asyncio
+
+from accrual.engine import BatchHeader, Engine
+from accrual.errors import RulebookError, StreamError
+from accrual.ledger import RulebookRecord
+from accrual.rulebook import Rulebook, parse
+from accrual.settings import Settings
+from accrual.stream import Commit, Keys, ReadConnection, Refused, StreamId, pending_text, refuse
+from accrual.worker.commits import CommitQueue
+from accrual.worker.intake import BatchSize, Intake
+from accrual.worker.progress import Progress
+from accrual.worker.trouble import Trouble
+
+__all__ = ["Pipeline"]
+
+log = logging.getLogger("accrual.worker")
+
+# How much longer than the server holds a read its answer may take, before the connection is given up.
+REPLY_TIMEOUT_S: Final = 10.0
+
+
+class Pipeline:
+    """The way of the events of one partition through ``engine`` into ``commits``.
+
+    ``pending`` is the SHA-256 (hex) of a rulebook that waits to be adopted, or empty. ``slack_days`` is how the engine
+    was opened, which the ledger records with every rulebook.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: redis.asyncio.Redis,
+        keys: Keys,
+        intake: Intake,
+        engine: Engine,
+        slack_days: int,
+        commits: CommitQueue,
+        progress: Progress,
+    ) -> None:
+        self.pending = ""
+        self.engine = engine
+        self._settings = settings
+        self._client = client
+        self._keys = keys
+        self._intake = intake
+        self._slack_days = slack_days
+        self._commits = commits
+        self._progress = progress
+        self._size = BatchSize(settings)
+        self._trouble = Trouble("read connection", settings.backoff_limit_ms)
+
+    async def run(self, end: StreamId | None) -> None:
+        """Read, decide and commit, up to ``end`` or for ever.
+
+        It may be cancelled wherever it waits: what was decided by then is in ``commits``, what was not is still in the
+        stream.
+        """
+        while True:
+            try:
+                connection = await self._intake.connect()
+                try:
+                    await self._read(connection, end)
+                    return
+                finally:
+                    connection.close()
+            except (OSError, Refused) as error:
+                await asyncio.sleep(self._trouble.pause_s(error))
+
+    async def _read(self, connection: ReadConnection, end: StreamId | None) -> None:
+        reader, commits = self._intake.reader, self._commits
+        asked = self._ask(connection, commits.tail.position, end)
+        while True:
+            await self._reply(connection)
+            await self._adopt_pending()
+            entries, asked_next = reader.entries, 0
+            if entries:
+                # A full reply means that more is waiting: the server looks it up while this one is decided.
+                if entries >= asked and commits.has_room:
+                    asked_next = self._ask(connection, reader.last, end)
+                    await asyncio.sleep(0)
+                self._decide()
+            reader.clear()
+            if not asked_next:
+                if end is not None and entries < asked:
+                    return
+                await commits.room()
+                if 0 < entries < asked:
+                    await asyncio.sleep(self._settings.linger_ms / 1000)
+                asked_next = self._ask(connection, commits.tail.position, end)
+            asked = asked_next
+
+    def _ask(self, connection: ReadConnection, position: StreamId, end: StreamId | None) -> int:
+        """Ask for what comes after ``position``; return how many entries at the most."""
+        entries = self._size.entries
+        if end is None:
+            connection.send([self._intake.read_after(position, entries, self._settings.block_ms)])
+        else:
+            connection.send([self._intake.read_range(position, end, entries)])
+        return entries
+
+    async def _reply(self, connection: ReadConnection) -> None:
+        """Wait until the reader holds a reply with entries, or without."""
+        reader = self._intake.reader
+        async with asyncio.timeout(self._settings.block_ms / 1000 + REPLY_TIMEOUT_S):
+            kind = await connection.reply()
+        if kind == "error":
+            raise Refused(reader.error)
+        if kind == "status":
+            raise StreamError(f"the server answers {reader.value!r} where entries were asked for")
+        self._trouble.over()
+
+    def _decide(self) -> None:
+        """Decide the reply at hand and send the batch off. Nothing here waits, so it happens as a whole."""
+        before = self._commits.tail
+        batch = self._intake.decide(self.engine)
+        value = batch.encode(self._header())
+        after = before.after_entries(hashlib.sha256(value).digest(), batch.through, batch.counts)
+        self._commits.append(Commit(before, after, value, tuple(batch.rejected)))
+        self._progress.decided(batch)
+        self._size.learn(batch)
+
+    def _header(self) -> BatchHeader:
+        tail = self._commits.tail
+        return BatchHeader(tail.batch + 1, tail.digest, tail.position, tail.next_seq)
+
+    async def _adopt_pending(self) -> None:
+        """Adopt the rulebook that waits, between two batches; or refuse it with a reason, which changes nothing."""
+        if not self.pending:
+            return
+        self.pending = ""
+        try:
+            sha256, text = await pending_text(self._client, self._keys)
+            if not sha256 or sha256 == self._commits.tail.rulebook_sha256.hex():
+                return
+            try:
+                self.adopt(self._acceptable(text))
+            except RulebookError as error:
+                log.warning("rulebook refused: %s", "; ".join(error.findings))
+                await refuse(self._client, self._keys, sha256, "\n".join(error.findings))
+        except (OSError, redis.RedisError) as error:
+            # The next heartbeat finds it again.
+            log.warning("the pending rulebook cannot be read: %s", error)
+
+    def _acceptable(self, text: str) -> Rulebook:
+        rulebook = parse(text)
+        in_force = self.engine.rulebook.version
+        if rulebook.version <= in_force:
+            raise RulebookError([f"version {rulebook.version} is not above {in_force}, which is in force"])
+        return rulebook
+
+    def adopt(self, rulebook: Rulebook) -> None:
+        """Decide by ``rulebook`` from the next event on."""
+        self.engine.adopt(rulebook)
+        self.record()
+
+    def record(self) -> None:
+        """Write into the ledger which rulebook decides from here on."""
+        rulebook, before = self.engine.rulebook, self._commits.tail
+        value = RulebookRecord.of(self._header(), rulebook, self._slack_days).encode()
+        after = before.after_rulebook(hashlib.sha256(value).digest(), rulebook.version, rulebook.digest)
+        self._commits.append(Commit(before, after, value, adopts=rulebook.digest))
+        log.info("adopted rulebook=%d name=%s batch=%d", rulebook.version, rulebook.name, after.batch)

@@ -1,0 +1,211 @@
+"""The life of a worker: it owns a partition, recovers its state, works until told to stop, gives the partition up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+
+from accrual.engine import STREAM_SLACK_DAYS, Engine, Secret, open_engine
+from accrual.errors import StateMismatch, StreamError
+from accrual.rulebook import Rulebook
+from accrual.settings import Settings
+from accrual.stream import (
+    Checkpoint,
+    Held,
+    Keys,
+    Owned,
+    Ownership,
+    StreamId,
+    StreamServer,
+    check_server,
+    parse_stream_id,
+    stream_id_text,
+)
+from accrual.worker.commits import CommitQueue
+from accrual.worker.intake import Intake
+from accrual.worker.pipeline import Pipeline
+from accrual.worker.progress import Progress, live_stream
+from accrual.worker.recovery import Recovery
+from accrual.worker.tasks import Tasks
+from accrual.worker.trouble import Trouble
+
+__all__ = ["Worker"]
+
+log = logging.getLogger("accrual.worker")
+
+RELEASE_TIMEOUT_S: Final = 1.0
+STATUS_CUT_SHORT: Final = 1
+
+
+class Worker:
+    """One worker of one partition. ``rulebook`` is what it was started with; the ledger may know a newer one.
+
+    With ``drain`` it commits up to the end of the stream, as found when it starts to read, and is done.
+    """
+
+    def __init__(self, settings: Settings, rulebook: Rulebook, *, drain: bool = False) -> None:
+        self._settings = settings
+        self._rulebook = rulebook
+        self._drain = drain
+        self._keys = Keys(settings.partition)
+        self._server = StreamServer(settings.redis)
+        self._intake = Intake(self._server, self._keys, settings.engine)
+        self._client = self._server.async_client()
+        self._ownership = Ownership(self._client, self._keys, settings.lease_ms)
+        self._progress = Progress(live_stream(settings.progress))
+        self._tasks = Tasks()
+        self._commits: CommitQueue | None = None
+        self._pipeline: Pipeline | None = None
+
+    async def run(self) -> None:
+        """Work until the stream is drained, or SIGTERM or SIGINT comes; then all that was decided has been committed.
+
+        Raises ``AccrualError`` where the work cannot go on; nothing is half done then either.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled)
+        try:
+            await self._tasks.in_foreground(self._work())
+            await self._finish()
+        finally:
+            await self._tasks.end()
+            if self._commits is not None:
+                self._progress.finish()
+            await self._release()
+
+    async def _work(self) -> None:
+        owned = await self._own()
+        self._tasks.in_background(self._keep())
+        committed = owned.checkpoint
+        engine, slack_days = await self._recover(owned)
+        commits = CommitQueue(
+            self._server, self._keys, self._ownership.nonce, committed, self._settings, self._progress
+        )
+        pipeline = Pipeline(
+            self._settings, self._client, self._keys, self._intake, engine, slack_days, commits, self._progress
+        )
+        self._commits, self._pipeline = commits, pipeline
+        self._progress.start_from(committed)
+        self._tasks.in_background(commits.run())
+        self._tasks.in_background(self._progress.show())
+        if committed.batch == 0:
+            pipeline.record()
+        elif self._is_newer(committed):
+            pipeline.adopt(self._rulebook)
+        log.info(
+            "owner partition=%s batch=%d position=%s rulebook=%d engine=%s",
+            *(self._keys.partition, committed.batch, stream_id_text(committed.position)),
+            *(engine.rulebook.version, self._settings.engine),
+        )
+        await pipeline.run(await self._end_of_stream(committed) if self._drain else None)
+
+    async def _own(self) -> Owned:
+        """Take the partition, or stand by until its owner has been silent for as long as its lease."""
+        settings = self._settings
+        trouble = Trouble(self._server.name, settings.backoff_limit_ms)
+        secret = Secret(bytes.fromhex(settings.secret)) if settings.secret else None
+        checked = announced = False
+        while True:
+            try:
+                if not checked:
+                    for advice in await check_server(self._client):
+                        log.warning("%s", advice)
+                    checked = True
+                answer = await self._ownership.acquire(secret)
+            except (OSError, redis.RedisError) as error:
+                await asyncio.sleep(trouble.pause_s(error))
+                continue
+            trouble.over()
+            if isinstance(answer, Owned):
+                return answer
+            if not announced:
+                self._stand_by(answer)
+                announced = True
+            await asyncio.sleep(settings.lease_ms / 4000)
+
+    def _stand_by(self, held: Held) -> None:
+        owner = held.owner_name or "another worker"
+        if not self._settings.wait:
+            raise StreamError(
+                f"partition {self._keys.partition} is owned by {owner}; its lease runs for another {held.left_ms} ms"
+            )
+        log.info("standing by: partition %s is owned by %s", self._keys.partition, owner)
+
+    async def _recover(self, owned: Owned) -> tuple[Engine, int]:
+        """Return the engine as the committed batches leave it, and the slack in days with which it was opened."""
+        if owned.checkpoint.batch:
+            recovery = Recovery(self._client, self._keys, self._intake, owned.secret, self._settings)
+            return await recovery.run(owned.checkpoint), recovery.slack_days
+        if await self._client.exists(self._keys.ledger):
+            raise StateMismatch(f"{self._keys.ledger} has batches, but {self._keys.checkpoint} knows of none")
+        engine = open_engine(self._settings.engine, self._rulebook, owned.secret, STREAM_SLACK_DAYS)
+        return engine, STREAM_SLACK_DAYS
+
+    def _is_newer(self, committed: Checkpoint) -> bool:
+        """Tell whether the rulebook given at the start is newer than the recorded one."""
+        given, recorded = self._rulebook.version, committed.rulebook
+        if given == recorded and self._rulebook.digest != committed.rulebook_sha256:
+            raise StateMismatch(
+                f"rulebook version {given} was adopted with another text: a changed rulebook needs a higher version"
+            )
+        if given < recorded:
+            log.warning("rulebook version %d was given, but version %d is in force and stays so", given, recorded)
+        return given > recorded
+
+    async def _end_of_stream(self, committed: Checkpoint) -> StreamId:
+        if not await self._client.exists(self._keys.events):
+            return committed.position
+        information: dict[str, Any] = await self._client.xinfo_stream(self._keys.events)
+        return parse_stream_id(information["last-generated-id"])
+
+    async def _keep(self) -> None:
+        """Renew the lease, and learn what the server has to tell."""
+        trouble = Trouble("heartbeat", self._settings.lease_ms // 4)
+        while True:
+            try:
+                beat = await self._ownership.beat()
+            except (OSError, redis.RedisError) as error:
+                await asyncio.sleep(trouble.pause_s(error))
+                continue
+            trouble.over()
+            self._progress.stream_size(beat.added, beat.removed)
+            if self._pipeline is not None:
+                self._pipeline.pending = beat.pending
+            await asyncio.sleep(self._settings.lease_ms / 4000)
+
+    async def _finish(self) -> None:
+        """Wait until what was decided has landed."""
+        commits = self._commits
+        if commits is None:
+            return
+        if not self._tasks.stopping:
+            await self._tasks.in_foreground(commits.settled())
+        try:
+            async with asyncio.timeout(self._settings.stop_timeout_ms / 1000):
+                await self._tasks.in_foreground(commits.settled())
+        except TimeoutError:
+            raise StreamError(
+                f"stopped with {commits.waiting} batches that have not landed: their events will be decided again"
+            ) from None
+
+    async def _release(self) -> None:
+        try:
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._ownership.release()
+        except (OSError, TimeoutError, redis.RedisError) as error:
+            log.debug("the lease is left to run out: %s", error)
+        await self._client.aclose()
+
+    def _signalled(self) -> None:
+        """End the work in good order at the first signal, and at once at the second."""
+        if self._tasks.stopping:
+            # At no moment is anything half done, so nothing has to be tidied up.
+            os._exit(STATUS_CUT_SHORT)
+        log.info("stopping")
+        self._tasks.stop()

@@ -1,0 +1,13 @@
+"""Benchmarks: every figure beside its ceiling or its peer, measured in the same run (README.md in this folder).
+
+::
+
+    rows       byte strings by the thousand, without a Python object for each
+    workload   the standard workload as columns, compact events and JSON
+    wire       the same as XREAD replies and as XADD commands
+    machine    where it runs: description, pinning, page faults, huge pages
+    report     figures, their noise, the table and the JSON file
+    core       the compiled core alone, stage by stage
+    drain      the worker end to end, against the raw XREAD ceiling and the peer
+    peer_lua   the peer: redis-py and one Lua call per event
+"""

@@ -1,0 +1,27 @@
+from libc.stdint cimport int32_t, int64_t
+
+from fastpath.rules cimport Rules
+
+# As in accrual.rulebook.calendar: from 2100 on, everything repeats after 400 years.
+cdef int64_t FOLD_START_MS = <int64_t>47482 * 86400000
+cdef int64_t CYCLE_MS = <int64_t>146097 * 86400000
+
+
+cdef void clock_move(Clock* clock, const Rules* rules, int64_t time_ms) noexcept nogil:
+    """Look up the stretch of constant offset around ``time_ms``."""
+    cdef int64_t folded = time_ms
+    cdef int32_t low = 0, high = rules.transition_count, middle
+    cdef int64_t end = FOLD_START_MS + CYCLE_MS
+    if folded >= end:
+        folded = FOLD_START_MS + (folded - FOLD_START_MS) % CYCLE_MS
+    while high - low > 1:
+        middle = (low + high) // 2
+        if rules.transition_ms[middle] <= folded:
+            low = middle
+        else:
+            high = middle
+    clock.offset_ms = rules.transition_offset_ms[low]
+    clock.from_ms = rules.transition_ms[low] + (time_ms - folded)
+    clock.until_ms = (rules.transition_ms[low + 1] if low + 1 < rules.transition_count else end) + (time_ms - folded)
+    if time_ms != folded and clock.from_ms < FOLD_START_MS + (time_ms - folded):
+        clock.from_ms = FOLD_START_MS + (time_ms - folded)

@@ -1,0 +1,43 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastpath.resp import ReplyReader
+
+DEFAULT_SEGMENT_SHIFT: int
+
+class Core:
+    def __init__(
+        self,
+        key: bytes,
+        slack_days: int,
+        split_json: Callable[[bytes], list[tuple[bytes, bytes | None]]],
+        segment_shift: int = ...,
+    ) -> None: ...
+    def adopt(
+        self,
+        description: dict[str, Any],
+        multiplier: Callable[[list[int]], tuple[int, int]],
+        names: bytes,
+        moves: list[tuple[int, list[tuple[int, int, int]]] | None],
+    ) -> None: ...
+    def decide_reply(self, reply: ReplyReader) -> None: ...
+    def decide_entries(self, entries: Sequence[tuple[int, int, tuple[tuple[bytes, bytes], ...]]]) -> None: ...
+    def statuses(self) -> list[tuple[int, int, int, int, str, str | None]]: ...
+    def dead_letters(
+        self,
+    ) -> list[
+        tuple[int, int, int, int, str, str | None, bytes | None, bytes | None]
+    ]: ...
+    def encode(self, batch: int, previous: bytes, after: tuple[int, int], first_seq: int) -> bytes: ...
+    @property
+    def counts(self) -> tuple[int, int, int, int]: ...
+    @property
+    def through(self) -> tuple[int, int]: ...
+    @property
+    def outcomes(self) -> tuple[int, int, int, int, int]: ...
+    @property
+    def points(self) -> tuple[int, int, int, int, int]: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...

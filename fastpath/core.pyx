@@ -1,0 +1,417 @@
+"""The core: owns the state, takes stream entries, gives ledger batches."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memset
+
+from fastpath.decide cimport (
+    TABLE_MEMBERS,
+    TABLES,
+    Rows,
+    State,
+    begin_batch,
+    decide_events,
+    rows_free,
+    rows_reserve,
+    state_free,
+    state_init,
+    state_rules_changed,
+)
+from fastpath.decode cimport NameCache, decode_event, open_batch
+from fastpath.encode cimport write_campaign_sets, write_columns
+from fastpath.msgpack cimport (
+    Buffer,
+    Reader,
+    skip,
+    write_array,
+    write_bin_head,
+    write_bytes,
+    write_map,
+    write_text,
+    write_unsigned,
+)
+from fastpath.resp cimport ReplyReader
+from fastpath.rules cimport FlatRulebook
+from fastpath.siphash cimport SipKey
+from fastpath.table cimport Move, table_bytes, table_relayout
+from fastpath.types cimport (
+    STATUS_DUPLICATE,
+    STATUS_ENTRY,
+    STATUS_ID_CONFLICT,
+    STATUS_INVALID,
+    STATUS_STALE_CONTROL,
+    STATUS_TS_IN_FUTURE,
+    STATUS_UNKNOWN_KIND,
+    Event,
+    RawEntry,
+    Text,
+)
+
+cdef uint64_t MAXIMUM_TIME_MS = (<uint64_t>1 << 53) - 1
+
+STATUSES = {
+    STATUS_ENTRY: "entry",
+    STATUS_DUPLICATE: "duplicate",
+    STATUS_INVALID: "invalid",
+    STATUS_ID_CONFLICT: "id_conflict",
+    STATUS_UNKNOWN_KIND: "unknown_kind",
+    STATUS_TS_IN_FUTURE: "ts_in_future",
+    STATUS_STALE_CONTROL: "stale_control",
+}
+DEFAULT_SEGMENT_SHIFT = 16
+INITIAL_EVENTS = 1024
+HEADER_KEYS = 18
+
+cdef enum:
+    CHUNK_EVENTS = 256         # decoded events that wait for their decision: they should stay in the cache
+
+
+cdef inline bytes bytes_of(const char* data, uint64_t size):
+    return PyBytes_FromStringAndSize(data, size)
+
+
+cdef class Core:
+    """The state machine. ``split_json`` turns the value of a JSON entry into a list of ``(original, compact)`` bytes,
+    ``compact`` being None where an item does not encode, or raises ``ValueError`` where the whole does not decode."""
+
+    cdef State state
+    cdef NameCache cache
+    cdef Rows rows
+    cdef Event* events
+    cdef uint32_t event_count
+    cdef uint32_t event_capacity
+    cdef uint32_t decided_count
+    cdef FlatRulebook rulebook
+    cdef bytes names
+    cdef object split_json
+    cdef bytes key
+    cdef list kept             # Python bytes that events point into
+    cdef dict originals        # of JSON items: event number to its original bytes
+    cdef uint32_t entry_count
+    cdef uint64_t through_ms
+    cdef uint64_t through_seq
+    cdef bint undecided        # a batch failed half-way: the state is not to be trusted
+
+    def __cinit__(self, bytes key, int slack_days, split_json, uint32_t segment_shift=DEFAULT_SEGMENT_SHIFT):
+        cdef SipKey sip
+        if len(key) != 16:
+            raise ValueError("the key must have 16 bytes")
+        if not 3 <= segment_shift <= 20:
+            raise ValueError("segment_shift must be within 3..20")
+        sip.first = int.from_bytes(key[:8], "little")
+        sip.second = int.from_bytes(key[8:], "little")
+        self.key = key
+        self.split_json = split_json
+        self.kept = []
+        self.originals = {}
+        state_init(&self.state, sip, slack_days, segment_shift)
+        self.reserve_events(INITIAL_EVENTS)
+
+    def __dealloc__(self):
+        state_free(&self.state)
+        rows_free(&self.rows)
+        free(self.events)
+
+    def adopt(self, dict description, multiplier, bytes names, list moves):
+        """Decide by another rulebook from now on.
+
+        ``names`` is the part of a batch's header that names it; ``moves`` gives for each table but the ids
+        ``(stride, [(source, target, size), ...])``, or None where its records stay as they are.
+        """
+        rulebook = FlatRulebook(description, multiplier, self.key)
+        for number, change in enumerate(moves):
+            if change is not None:
+                self.relayout(TABLE_MEMBERS + number, change[0], change[1])
+        self.rulebook = rulebook
+        self.names = names
+        self.state.multiplier = <void*>multiplier
+        state_rules_changed(&self.state)
+
+    cdef int relayout(self, int table, uint32_t stride, list moves) except -1:
+        cdef Move* rows = <Move*>malloc((len(moves) + 1) * sizeof(Move))
+        if rows == NULL:
+            raise MemoryError()
+        try:
+            for number, (source, target, size) in enumerate(moves):
+                rows[<int>number].source = source
+                rows[<int>number].target = target
+                rows[<int>number].size = size
+            table_relayout(&self.state.tables[table], stride, rows, len(moves))
+        finally:
+            free(rows)
+        return 0
+
+    def decide_reply(self, ReplyReader reply):
+        """Decide every event of a reply's entries. The reply must be kept until the batch is encoded."""
+        cdef uint64_t i
+        if reply.raw_count == 0:
+            raise ValueError("the reply has no entries")
+        self.start()
+        for i in range(reply.raw_count):
+            self.take_entry(reply.buffer, &reply.raw[i])
+        self.finish(reply.raw[reply.raw_count - 1].ms, reply.raw[reply.raw_count - 1].seq)
+
+    def decide_entries(self, entries):
+        """Decide every event of ``(ms, seq, ((name, value), ...))`` tuples."""
+        cdef RawEntry raw
+        cdef bytes value, name
+        if not entries:
+            raise ValueError("there are no entries")
+        self.start()
+        memset(&raw, 0, sizeof(raw))
+        for ms, seq, fields in entries:
+            raw.ms = ms
+            raw.seq = seq
+            raw.field_count = len(fields)
+            name, value = fields[0]
+            self.kept.append(value)
+            # Offsets count from the value itself; the name is looked at only here.
+            raw.value = 0
+            raw.value_size = len(value)
+            self.take_named(PyBytes_AS_STRING(value), &raw, PyBytes_AS_STRING(name), len(name))
+        self.finish(ms, seq)
+
+    cdef int start(self) except -1:
+        if self.rulebook is None:
+            raise ValueError("no rulebook was adopted")
+        if self.undecided:
+            raise ValueError("a batch failed half-way; the state cannot be used any more")
+        self.kept.clear()
+        self.originals.clear()
+        self.undecided = True
+        self.event_count = 0
+        self.decided_count = 0
+        self.entry_count = 0
+        begin_batch(&self.state)
+        self.rows.count = 0
+        self.rows.observed_count = 0
+        self.rows.sets_count = 0
+        memset(self.rows.outcomes, 0, sizeof(self.rows.outcomes))
+        memset(self.rows.points, 0, sizeof(self.rows.points))
+        return 0
+
+    cdef int reserve_events(self, uint32_t capacity) except -1:
+        cdef Event* grown = <Event*>realloc(self.events, capacity * sizeof(Event))
+        if grown == NULL:
+            raise MemoryError()
+        self.events = grown
+        self.event_capacity = capacity
+        return 0
+
+    cdef inline Event* new_event(self, const RawEntry* raw, uint32_t index) except NULL:
+        """Append an event that is invalid until it has been decoded."""
+        cdef Event* event
+        if self.event_count == self.event_capacity:
+            self.reserve_events(2 * self.event_capacity)
+        event = &self.events[self.event_count]
+        memset(event, 0, sizeof(Event))
+        event.arrival_ms = <int64_t>raw.ms
+        event.arrival_seq = raw.seq
+        event.entry = self.entry_count
+        event.index = index
+        event.status = STATUS_INVALID
+        self.event_count += 1
+        return event
+
+    cdef inline int take_entry(self, const char* base, const RawEntry* raw) except -1:
+        return self.take_named(base, raw, base + raw.name, raw.name_size)
+
+    cdef int take_named(self, const char* base, const RawEntry* raw, const char* name, uint32_t name_size) except -1:
+        """Decode the events of one stream entry."""
+        cdef const char* value = base + raw.value
+        cdef char encoding = 0
+        cdef Event* event
+        if name_size == 1 and raw.field_count == 1 and 0 < raw.ms <= MAXIMUM_TIME_MS:
+            encoding = name[0]
+        if encoding == b"e":
+            event = self.new_event(raw, 0)
+            if decode_event(&self.rulebook.rules, &self.cache, self.state.key, value, raw.value_size, event):
+                event.status = STATUS_ENTRY
+        elif encoding == b"b":
+            self.take_batch(value, raw)
+        elif encoding == b"j":
+            self.take_json(value, raw)
+        else:
+            self.new_event(raw, 0)
+        self.entry_count += 1
+        if self.event_count - self.decided_count >= CHUNK_EVENTS:
+            self.decide_pending()
+        return 0
+
+    cdef int take_batch(self, const char* value, const RawEntry* raw) except -1:
+        cdef Reader reader
+        cdef Event* event
+        cdef uint64_t count = 0, index
+        cdef const unsigned char* item
+        reader.at = <const unsigned char*>value
+        reader.end = reader.at + raw.value_size
+        if not open_batch(&reader, &count):
+            self.new_event(raw, 0)
+            return 0
+        for index in range(count):
+            item = reader.at
+            skip(&reader, 1)
+            event = self.new_event(raw, <uint32_t>index)
+            if decode_event(
+                    &self.rulebook.rules, &self.cache, self.state.key, <const char*>item, reader.at - item, event):
+                event.status = STATUS_ENTRY
+        return 0
+
+    cdef int take_json(self, const char* value, const RawEntry* raw) except -1:
+        cdef Event* event
+        cdef bytes compact
+        cdef uint32_t index = 0
+        try:
+            items = self.split_json(bytes_of(value, raw.value_size))
+        except ValueError:
+            self.new_event(raw, 0)
+            return 0
+        for original, encoded in items:
+            self.originals[self.event_count] = original
+            event = self.new_event(raw, index)
+            index += 1
+            if encoded is None:
+                continue
+            compact = encoded
+            self.kept.append(compact)
+            if decode_event(
+                    &self.rulebook.rules, &self.cache, self.state.key, PyBytes_AS_STRING(compact),
+                    PyBytes_GET_SIZE(compact), event):
+                event.status = STATUS_ENTRY
+        return 0
+
+    cdef int decide_pending(self) except -1:
+        """Decide the events decoded since the last call, while they are still in the cache."""
+        cdef uint32_t first = self.decided_count
+        rows_reserve(&self.rows, self.event_count)
+        with nogil:
+            decide_events(&self.state, &self.rulebook.rules, self.events, first, self.event_count, &self.rows)
+        self.decided_count = self.event_count
+        return 0
+
+    cdef int finish(self, uint64_t ms, uint64_t seq) except -1:
+        self.decide_pending()
+        self.through_ms = ms
+        self.through_seq = seq
+        self.undecided = False
+        return 0
+
+    @property
+    def counts(self):
+        """``(stream entries, events, entries, duplicates)`` of the last batch; the rest are dead letters."""
+        cdef uint32_t i, duplicates = 0
+        for i in range(self.event_count):
+            duplicates += self.events[i].status == STATUS_DUPLICATE
+        return self.entry_count, self.event_count, self.rows.count, duplicates
+
+    @property
+    def through(self):
+        """The ID of the last stream entry of the batch."""
+        return self.through_ms, self.through_seq
+
+    @property
+    def outcomes(self):
+        """How many entries of the batch have each outcome, in the order of the ledger's codes."""
+        return tuple([self.rows.outcomes[i] for i in range(5)])
+
+    @property
+    def points(self):
+        """The sums of the entries' points, by outcome likewise."""
+        return tuple([self.rows.points[i] for i in range(5)])
+
+    def statuses(self):
+        """Return ``(entry number, ms, seq, index, status, id or None)`` for every event of the batch."""
+        return [self.describe(i) for i in range(self.event_count)]
+
+    def dead_letters(self):
+        """Return ``(entry number, ms, seq, index, status, id or None, encoding, original)`` of each.
+
+        ``encoding`` and ``original`` are those of an item of a batch; None where the entry as a whole is meant.
+        """
+        cdef uint32_t i
+        cdef Event* event
+        letters = []
+        for i in range(self.event_count):
+            event = &self.events[i]
+            if event.status == STATUS_ENTRY or event.status == STATUS_DUPLICATE:
+                continue
+            letters.append((*self.describe(i), *self.original_of(i)))
+        return letters
+
+    cdef tuple describe(self, uint32_t number):
+        cdef Event* event = &self.events[number]
+        name = None if event.status == STATUS_INVALID else text_or_none(&event.id)
+        return (event.entry, <uint64_t>event.arrival_ms, event.arrival_seq, event.index, STATUSES[event.status], name)
+
+    cdef tuple original_of(self, uint32_t number):
+        cdef Event* event = &self.events[number]
+        if number in self.originals:
+            return b"j", self.originals[number]
+        if event.raw.data == NULL:
+            return None, None
+        return b"e", bytes_of(event.raw.data, event.raw.size)
+
+    def encode(self, uint64_t batch, bytes previous, tuple after, uint64_t first_seq):
+        """Return the ledger batch: docs/LEDGER.md."""
+        cdef Buffer buffer
+        cdef uint64_t after_ms = after[0], after_seq = after[1]
+        stream_entries, events, entries, duplicates = self.counts
+        memset(&buffer, 0, sizeof(buffer))
+        try:
+            write_map(&buffer, HEADER_KEYS)
+            self.put_number(&buffer, b"format", 1)
+            write_text(&buffer, "type", 4)
+            write_text(&buffer, "entries", 7)
+            self.put_number(&buffer, b"batch", batch)
+            write_text(&buffer, "previous", 8)
+            write_bin_head(&buffer, len(previous))
+            write_bytes(&buffer, PyBytes_AS_STRING(previous), len(previous))
+            self.put_position(&buffer, b"after", after_ms, after_seq)
+            self.put_position(&buffer, b"through", self.through_ms, self.through_seq)
+            self.put_number(&buffer, b"first_seq", first_seq)
+            self.put_number(&buffer, b"stream_entries", stream_entries)
+            self.put_number(&buffer, b"events", events)
+            self.put_number(&buffer, b"entries", entries)
+            self.put_number(&buffer, b"duplicates", duplicates)
+            self.put_number(&buffer, b"dead_letters", events - entries - duplicates)
+            write_bytes(&buffer, PyBytes_AS_STRING(self.names), len(self.names))
+            write_text(&buffer, "campaign_sets", 13)
+            with nogil:
+                write_campaign_sets(&buffer, &self.rulebook.rules, &self.state, &self.rows)
+                write_text(&buffer, "columns", 7)
+                write_columns(&buffer, &self.rulebook.rules, self.events, &self.rows)
+            if buffer.failed:
+                raise MemoryError()
+            return bytes_of(<char*>buffer.data, buffer.size)
+        finally:
+            free(buffer.data)
+
+    cdef void put_number(self, Buffer* buffer, bytes name, uint64_t number) noexcept:
+        write_text(buffer, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        write_unsigned(buffer, number)
+
+    cdef void put_position(self, Buffer* buffer, bytes name, uint64_t ms, uint64_t seq) noexcept:
+        write_text(buffer, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        write_array(buffer, 2)
+        write_unsigned(buffer, ms)
+        write_unsigned(buffer, seq)
+
+    @property
+    def memory_bytes(self):
+        """The memory that the tables have committed."""
+        cdef int number
+        cdef uint64_t total = self.state.names.committed
+        for number in range(TABLES):
+            total += table_bytes(&self.state.tables[number])
+        return total
+
+    @property
+    def sizes(self):
+        """The number of live records of each table: ids, members, members' days, then windows and days of each key."""
+        cdef int number
+        return tuple([self.state.tables[number].live for number in range(TABLES)])
+
+
+cdef text_or_none(const Text* text):
+    return text.data[:text.size].decode() if text.size else None

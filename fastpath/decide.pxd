@@ -1,0 +1,116 @@
+"""The decision (SPEC section 4): one loop over a batch of decoded events."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from fastpath.calendar cimport Clock
+from fastpath.rules cimport Rules
+from fastpath.siphash cimport SipKey
+from fastpath.table cimport Header, Region, Table
+from fastpath.types cimport MAXIMUM_WORDS, Event
+
+cdef enum:
+    # Windows and days of device, IP and phone follow in pairs: table_of_windows(key), table_of_days(key).
+    TABLE_IDS = 0
+    TABLE_MEMBERS = 1
+    TABLE_MEMBER_DAYS = 2
+    TABLE_FIRST_KEY = 3
+    TABLES = 9
+
+cdef enum:
+    MEMBER_ACTIVE = 0
+    MEMBER_FROZEN = 1
+    MEMBER_BLOCKED = 2
+
+cdef enum:
+    INLINE_NAME = 14
+    MEMBER_BYTES = 64
+    DAY_CACHE = 8
+
+# The integer columns of the ledger, one value per entry, in its order.
+cdef enum:
+    COLUMN_AT = 0
+    COLUMN_AT_SEQ = 1
+    COLUMN_INDEX = 2
+    COLUMN_TS = 3
+    COLUMN_DAY = 4
+    COLUMN_KIND = 5
+    COLUMN_OUTCOME = 6
+    COLUMN_CAUSE = 7
+    COLUMN_FROZEN = 8
+    COLUMN_AMOUNT = 9
+    COLUMN_BASE = 10
+    COLUMN_UNCAPPED = 11
+    COLUMN_POINTS = 12
+    COLUMN_CAMPAIGN_SET = 13
+    COLUMN_TRIPPED = 14
+    COLUMN_DEVICE = 15
+    COLUMN_IP = 16
+    COLUMN_PHONE = 17
+    COLUMNS = 18
+
+cdef struct IdRecord:
+    Header header              # day: the business day of arrival
+    uint64_t content
+
+cdef struct Member:
+    Header header              # next_free: the member's own number + 1
+    int64_t card_until
+    int64_t immune_until
+    uint64_t tier_hash
+    uint8_t state
+    uint8_t name_size
+    char name[INLINE_NAME]     # a longer name's offset in the names region
+
+cdef struct CampaignSet:
+    uint64_t words[MAXIMUM_WORDS]
+    uint64_t numerator_high
+    uint64_t numerator_low
+    uint64_t denominator_high
+    uint64_t denominator_low
+    bint negative
+    uint32_t batch             # the batch that used it last, and its number there
+    uint32_t code
+
+cdef struct DayMask:
+    int32_t day
+    bint known
+    uint64_t words[MAXIMUM_WORDS]
+
+cdef struct Rows:
+    int64_t* columns[COLUMNS]
+    uint32_t* events           # number of the event of each entry
+    uint32_t capacity
+    uint32_t count
+    int64_t* observed
+    uint32_t observed_capacity
+    uint32_t observed_count
+    uint32_t* sets             # campaign sets by their number in the batch
+    uint32_t sets_count
+    uint64_t outcomes[5]
+    int64_t points[5]
+
+cdef struct State:
+    Table tables[TABLES]
+    Region names
+    uint64_t names_size
+    SipKey key
+    int32_t slack_days
+    int32_t latest_day
+    Clock arrival_clock
+    Clock event_clock
+    DayMask days[DAY_CACHE]
+    CampaignSet* sets
+    uint32_t sets_count
+    uint32_t sets_capacity     # a power of two
+    uint32_t* sets_index       # open addressing over sets, four places for each: number + 1
+    uint32_t batch
+    void* multiplier           # callable: campaign numbers to (numerator, denominator)
+
+cdef int state_init(State* state, SipKey key, int32_t slack_days, uint32_t segment_shift) except -1
+cdef void state_free(State* state) noexcept
+cdef void state_rules_changed(State* state) noexcept nogil
+cdef void begin_batch(State* state) noexcept nogil
+cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t first, uint32_t end,
+                       Rows* rows) except -1 nogil
+cdef int rows_reserve(Rows* rows, uint32_t capacity) except -1
+cdef void rows_free(Rows* rows) noexcept

@@ -1,0 +1,925 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from fastpath.calendar cimport day_of_month, day_of_week, local_day
+from fastpath.exact cimport floor_product, saturated_sum
+from fastpath.rules cimport (
+    ACTION_CLAMP,
+    ACTION_FREEZE,
+    ACTION_HOLD,
+    ACTION_REJECT,
+    KEY_MEMBER,
+    MEASURE_EVENTS,
+    Campaign,
+    EarningRule,
+    Limit,
+    Rules,
+    name_find,
+)
+from fastpath.siphash cimport SipKey
+from fastpath.table cimport (
+    LINE_BYTES,
+    LINE_SLOTS,
+    Header,
+    Slot,
+    Table,
+    day_hash,
+    find_day,
+    find_keyed,
+    next_slot,
+    record_at,
+    region_commit,
+    region_free,
+    region_init,
+    slot_of,
+    table_free,
+    table_init,
+    table_insert,
+    tag_of,
+)
+from fastpath.types cimport (
+    CAUSE_LATE,
+    CAUSE_MAX_PER_DAY,
+    CAUSE_MEMBER_BLOCKED,
+    CAUSE_NONE,
+    CAUSE_ONCE,
+    CAUSE_REFUND,
+    KIND_FROZEN,
+    KIND_REFUNDED,
+    KIND_RELEASED,
+    KIND_UPDATED,
+    MAXIMUM_WORDS,
+    OUTCOME_APPLIED,
+    OUTCOME_DEFERRED,
+    OUTCOME_GRANTED,
+    OUTCOME_HELD,
+    OUTCOME_REJECTED,
+    STATUS_DUPLICATE,
+    STATUS_ENTRY,
+    STATUS_ID_CONFLICT,
+    STATUS_INVALID,
+    STATUS_STALE_CONTROL,
+    STATUS_TS_IN_FUTURE,
+    STATUS_UNKNOWN_KIND,
+    Event,
+    Hash128,
+)
+
+cdef extern from *:
+    """
+    #define accrual_prefetch(address) __builtin_prefetch(address)
+    #define accrual_lowest_bit(mask) __builtin_ctzll(mask)
+    """
+    void prefetch "accrual_prefetch"(const void* address) noexcept nogil
+    int lowest_bit "accrual_lowest_bit"(uint64_t mask) noexcept nogil
+
+cdef enum:
+    FUTURE_TOLERANCE_MS = 600000
+    BUCKETS = 8
+    KEYS = 4
+    INITIAL_SETS = 256         # a power of two
+    KEPT_SETS = 4096           # more are forgotten before the next batch
+    SLOTS_AHEAD = 16           # events between the prefetch of slots and their decision
+    RECORDS_AHEAD = 8          # and between that of records and the decision
+
+cdef uint32_t CRC_TABLE[256]
+
+
+cdef void fill_crc_table() noexcept:
+    cdef uint32_t number, value
+    cdef int _bit
+    for number in range(256):
+        value = number
+        for _bit in range(8):
+            value = (value >> 1) ^ (<uint32_t>0xedb88320 if value & 1 else 0)
+        CRC_TABLE[number] = value
+
+
+fill_crc_table()
+
+
+cdef struct Streak:
+    int32_t last_day
+    int32_t run
+
+# One event while it is decided: what the steps hand to each other.
+cdef struct Case:
+    const EarningRule* rule
+    Event* event
+    Member* member
+    int64_t time_ms
+    int32_t day
+    int32_t minute
+    char* windows[KEYS]        # records of the event's keys; NULL where there is none (yet)
+    char* days[KEYS]
+    uint64_t tripped
+    uint32_t actions           # bit mask of the actions that tripped
+    Streak streak
+
+
+cdef int state_init(State* state, SipKey key, int32_t slack_days, uint32_t segment_shift) except -1:
+    """Prepare an empty state. ``segment_shift`` is the log2 of the slots of a table's segment."""
+    cdef int number
+    memset(state, 0, sizeof(State))
+    state.key = key
+    state.slack_days = slack_days
+    sets_reserve(state, INITIAL_SETS)
+    table_init(&state.tables[TABLE_IDS], sizeof(IdRecord), 1 + slack_days, segment_shift)
+    table_init(&state.tables[TABLE_MEMBERS], MEMBER_BYTES, -1, segment_shift)
+    for number in range(TABLE_MEMBER_DAYS, TABLES):
+        # Days outlive their own by one; a window is at most a day long, so windows need a day more.
+        table_init(&state.tables[number], sizeof(Header), (1 if number % 2 == 0 else 2) + slack_days, segment_shift)
+    region_init(&state.names, state.tables[TABLE_MEMBERS].huge)
+    state_rules_changed(state)
+    return 0
+
+
+cdef void state_free(State* state) noexcept:
+    cdef int number
+    for number in range(TABLES):
+        table_free(&state.tables[number])
+    region_free(&state.names)
+    free(state.sets)
+    free(state.sets_index)
+
+
+cdef void state_rules_changed(State* state) noexcept nogil:
+    """Forget what was derived from the former rulebook."""
+    memset(state.days, 0, sizeof(state.days))
+    memset(&state.arrival_clock, 0, sizeof(state.arrival_clock))
+    memset(&state.event_clock, 0, sizeof(state.event_clock))
+    memset(state.sets_index, 0, 4 * state.sets_capacity * sizeof(uint32_t))
+    state.sets_count = 0
+
+
+cdef int rows_reserve(Rows* rows, uint32_t capacity) except -1:
+    """Make room for ``capacity`` entries."""
+    cdef int column
+    if capacity <= rows.capacity:
+        return 0
+    capacity = max(capacity, 2 * rows.capacity)
+    for column in range(COLUMNS):
+        rows.columns[column] = <int64_t*>checked(realloc(rows.columns[column], capacity * sizeof(int64_t)))
+    rows.events = <uint32_t*>checked(realloc(rows.events, capacity * sizeof(uint32_t)))
+    rows.sets = <uint32_t*>checked(realloc(rows.sets, capacity * sizeof(uint32_t)))
+    rows.capacity = capacity
+    return 0
+
+
+cdef void* checked(void* memory) except NULL:
+    if memory == NULL:
+        raise MemoryError()
+    return memory
+
+
+cdef void rows_free(Rows* rows) noexcept:
+    cdef int column
+    for column in range(COLUMNS):
+        free(rows.columns[column])
+    free(rows.events)
+    free(rows.observed)
+    free(rows.sets)
+
+
+# Members
+
+cdef inline const char* member_name(const State* state, const Member* member) noexcept nogil:
+    cdef uint64_t offset
+    if member.name_size <= INLINE_NAME:
+        return member.name
+    memcpy(&offset, member.name, sizeof(offset))
+    return state.names.base + offset
+
+
+cdef Member* find_member(State* state, const Event* event) noexcept nogil:
+    """Return the record of the event's member, compared by name, or NULL."""
+    cdef Table* table = &state.tables[TABLE_MEMBERS]
+    cdef uint32_t tag = tag_of(event.member_hash.first)
+    cdef Slot* slot = slot_of(table, tag)
+    cdef Member* member
+    while slot.record:
+        if slot.tag == tag:
+            member = <Member*>record_at(table, slot.record - 1)
+            if (member.header.first == event.member_hash.first and member.name_size == event.member.size
+                    and memcmp(member_name(state, member), event.member.data, event.member.size) == 0):
+                return member
+        slot = next_slot(table, slot)
+    return NULL
+
+
+cdef Member* member_of(State* state, const Event* event) except NULL nogil:
+    """Return the record of the event's member, a new one if there is none."""
+    cdef Member* member = find_member(state, event)
+    if member != NULL:
+        return member
+    member = <Member*>table_insert(
+        &state.tables[TABLE_MEMBERS], event.member_hash.first, event.member_hash.second, 0)
+    member.name_size = <uint8_t>event.member.size
+    if event.member.size <= INLINE_NAME:
+        memcpy(member.name, event.member.data, event.member.size)
+    else:
+        region_commit(&state.names, state.names_size + event.member.size)
+        memcpy(state.names.base + state.names_size, event.member.data, event.member.size)
+        memcpy(member.name, &state.names_size, sizeof(uint64_t))
+        state.names_size += event.member.size
+    return member
+
+
+# Counters: a limit's part of a record.
+
+cdef inline int64_t sliding_index(const Limit* limit, int64_t time_ms) noexcept nogil:
+    """Return the bucket index plus one, so that 0 can mean that nothing was counted yet."""
+    return time_ms // limit.bucket_ms + 1
+
+
+cdef inline int64_t advance(int64_t latest, int64_t index, int64_t* stale) noexcept nogil:
+    """Return the latest index as an event at ``index`` leaves it, and how many buckets that takes from the window."""
+    if index <= latest:
+        stale[0] = 0
+        return latest
+    stale[0] = BUCKETS if latest == 0 or index - latest >= BUCKETS else index - latest
+    return index
+
+
+cdef int64_t count_sliding(char* at, const Limit* limit, int64_t time_ms) noexcept nogil:
+    """Count one event and return the total."""
+    cdef int64_t* latest = <int64_t*>at
+    cdef uint32_t* buckets = <uint32_t*>(at + 8)
+    cdef int64_t index = sliding_index(limit, time_ms)
+    cdef int64_t stale, total = 0
+    cdef int i
+    latest[0] = advance(latest[0], index, &stale)
+    for i in range(<int>stale):
+        buckets[(latest[0] - i) & (BUCKETS - 1)] = 0
+    i = <int>(max(index, latest[0] - BUCKETS + 1) & (BUCKETS - 1))
+    if buckets[i] != <uint32_t>0xffffffff:
+        buckets[i] += 1
+    for i in range(BUCKETS):
+        total += buckets[i]
+    return total
+
+
+cdef int64_t points_sliding(const char* at, const Limit* limit, int64_t time_ms) noexcept nogil:
+    """Return the total as an event at ``time_ms`` would see it; nothing moves."""
+    cdef int64_t latest = (<const int64_t*>at)[0]
+    cdef const int64_t* buckets = <const int64_t*>(at + 8)
+    cdef int64_t stale, total = 0, index
+    advance(latest, sliding_index(limit, time_ms), &stale)
+    for index in range(latest - BUCKETS + 1 + stale, latest + 1):
+        total = saturated_sum(total, buckets[index & (BUCKETS - 1)])
+    return total
+
+
+cdef void add_points_sliding(char* at, const Limit* limit, int64_t time_ms, int64_t points) noexcept nogil:
+    cdef int64_t* latest = <int64_t*>at
+    cdef int64_t* buckets = <int64_t*>(at + 8)
+    cdef int64_t index = sliding_index(limit, time_ms)
+    cdef int64_t stale
+    cdef int i
+    latest[0] = advance(latest[0], index, &stale)
+    for i in range(<int>stale):
+        buckets[(latest[0] - i) & (BUCKETS - 1)] = 0
+    i = <int>(max(index, latest[0] - BUCKETS + 1) & (BUCKETS - 1))
+    buckets[i] = saturated_sum(buckets[i], points)
+
+
+cdef int64_t see_sliding(char* at, const Limit* limit, uint32_t member, int64_t time_ms) noexcept nogil:
+    """Note the sight of a member and return how many distinct ones are within the window."""
+    cdef int64_t* latest = <int64_t*>at
+    cdef int64_t* sights = latest + 1
+    cdef uint32_t* members = <uint32_t*>(sights + limit.kept)
+    cdef uint32_t i, oldest = 0
+    cdef int64_t seen = 0
+    latest[0] = max(latest[0], time_ms)
+    for i in range(limit.kept):
+        if members[i] == member:
+            sights[i] = max(sights[i], time_ms)
+            break
+        if sights[i] < sights[oldest]:
+            oldest = i
+    else:
+        # An empty place has sight 0 and is therefore the oldest.
+        if time_ms > sights[oldest]:
+            sights[oldest] = time_ms
+            members[oldest] = member
+    for i in range(limit.kept):
+        seen += sights[i] > 0 and sights[i] > latest[0] - limit.duration_ms
+    return seen
+
+
+cdef int64_t see_on_day(char* at, const Limit* limit, uint32_t member) noexcept nogil:
+    """Note the sight of a member and return how many distinct ones the day has."""
+    cdef uint32_t* count = <uint32_t*>at
+    cdef uint32_t* members = <uint32_t*>(at + 8)
+    cdef uint32_t i
+    for i in range(count[0]):
+        if members[i] == member:
+            return count[0]
+    if count[0] < limit.kept:
+        members[count[0]] = member
+        count[0] += 1
+    return count[0]
+
+
+# The records of an event's keys
+
+cdef inline const Hash128* hash_of_key(const Event* event, int key) noexcept nogil:
+    if key == KEY_MEMBER:
+        return &event.member_hash
+    return &event.device_hash + (key - 1)
+
+
+cdef inline Table* windows_table(State* state, int key) noexcept nogil:
+    return &state.tables[TABLE_MEMBERS if key == KEY_MEMBER else TABLE_FIRST_KEY + 2 * (key - 1)]
+
+
+cdef inline Table* days_table(State* state, int key) noexcept nogil:
+    return &state.tables[TABLE_MEMBER_DAYS if key == KEY_MEMBER else TABLE_FIRST_KEY + 2 * (key - 1) + 1]
+
+
+cdef inline uint64_t second_of_day(const Case* case, int key) noexcept nogil:
+    """Return what identifies a key's day beside the hash: a member's number, exactly, or the rest of the hash."""
+    return case.member.header.next_free if key == KEY_MEMBER else hash_of_key(case.event, key).second
+
+
+cdef void find_records(State* state, const Rules* rules, Case* case) noexcept nogil:
+    """Look up the records that the event's limits may need."""
+    cdef int key
+    cdef const Hash128* hash
+    for key in range(KEYS):
+        hash = hash_of_key(case.event, key)
+        case.windows[key] = NULL
+        case.days[key] = NULL
+        if hash.first == 0:
+            continue
+        if key == KEY_MEMBER:
+            case.windows[key] = <char*>case.member
+        elif rules.key_windows[key]:
+            case.windows[key] = find_keyed(windows_table(state, key), hash.first, hash.second)
+        if rules.key_days[key] or (key == KEY_MEMBER and case.rule.max_per_day):
+            case.days[key] = find_day(
+                days_table(state, key), day_hash(hash.first, case.day), second_of_day(case, key), case.day)
+
+
+cdef char* counters_of(State* state, Case* case, const Limit* limit) except NULL nogil:
+    """Return the limit's counters, in a new record if the key has none yet."""
+    cdef int key = limit.key
+    cdef const Hash128* hash = hash_of_key(case.event, key)
+    if limit.sliding:
+        if case.windows[key] == NULL:
+            case.windows[key] = table_insert(windows_table(state, key), hash.first, hash.second, case.day)
+        elif key != KEY_MEMBER and (<Header*>case.windows[key]).day < case.day:
+            (<Header*>case.windows[key]).day = case.day
+        return case.windows[key] + limit.offset
+    return days_record(state, case, key) + limit.offset
+
+
+cdef char* days_record(State* state, Case* case, int key) except NULL nogil:
+    if case.days[key] == NULL:
+        case.days[key] = table_insert(
+            days_table(state, key), day_hash(hash_of_key(case.event, key).first, case.day),
+            second_of_day(case, key), case.day)
+    return case.days[key]
+
+
+# Step 9: the base and the campaigns
+
+cdef inline void day_words(State* state, const Rules* rules, int32_t day, uint64_t* words) noexcept nogil:
+    """Leave the campaigns whose conditions on the date hold on ``day``."""
+    cdef DayMask* known = &state.days[day & (DAY_CACHE - 1)]
+    cdef const Campaign* campaign
+    cdef uint32_t month_bit, week_bit
+    cdef int32_t i
+    if not known.known or known.day != day:
+        memset(known, 0, sizeof(DayMask))
+        known.day = day
+        known.known = True
+        month_bit = <uint32_t>1 << day_of_month(day)
+        week_bit = <uint32_t>1 << day_of_week(day)
+        for i in range(rules.campaign_count):
+            campaign = &rules.campaigns[i]
+            if ((campaign.days_of_month == 0 or campaign.days_of_month & month_bit)
+                    and (campaign.weekdays == 0 or campaign.weekdays & week_bit)
+                    and campaign.from_day <= day <= campaign.until_day):
+                known.words[i >> 6] |= <uint64_t>1 << (i & 63)
+    for i in range(rules.words):
+        words[i] = known.words[i]
+
+
+cdef bint is_drawn(const Campaign* campaign, const Event* event) noexcept nogil:
+    """Tell whether the member belongs to the campaign's percentage."""
+    cdef uint32_t value = ~campaign.crc
+    cdef uint32_t i
+    for i in range(event.member.size):
+        value = CRC_TABLE[(value ^ <uint8_t>event.member.data[i]) & 0xff] ^ (value >> 8)
+    return <int32_t>(~value % 100) < campaign.percent
+
+
+cdef void match_campaigns(State* state, const Rules* rules, const Case* case, uint64_t* words) noexcept nogil:
+    """Leave the set of campaigns of which every condition holds."""
+    cdef const Event* event = case.event
+    cdef int32_t city = name_find(&rules.cities, event.city_hash, -1) if event.city_hash else -1
+    cdef int32_t tier = name_find(&rules.tiers, case.member.tier_hash, -1) if case.member.tier_hash else -1
+    cdef bint has_card = case.time_ms < case.member.card_until
+    cdef int32_t i, campaign
+    cdef uint64_t drawn
+    # The last row of the masks is for names that no campaign has.
+    if city < 0:
+        city = rules.city_count
+    if tier < 0:
+        tier = rules.tier_count
+    memset(words, 0, MAXIMUM_WORDS * sizeof(uint64_t))
+    day_words(state, rules, case.day, words)
+    for i in range(rules.words):
+        words[i] &= case.rule.campaigns[i] & rules.minute_masks[case.minute * rules.words + i]
+        words[i] &= rules.city_masks[city * rules.words + i] & rules.tier_masks[tier * rules.words + i]
+        words[i] &= rules.untagged[i] | event.tags_mask[i]
+        if not has_card:
+            words[i] &= ~rules.carded[i]
+        drawn = words[i] & rules.drawn[i]
+        while drawn:
+            campaign = 64 * i + lowest_bit(drawn)
+            if not is_drawn(&rules.campaigns[campaign], event):
+                words[i] &= ~(<uint64_t>1 << (campaign & 63))
+            drawn &= drawn - 1
+
+
+cdef int sets_reserve(State* state, uint32_t capacity) except -1:
+    """Make room for ``capacity`` sets, a power of two, and index those there are anew."""
+    cdef uint32_t* index = <uint32_t*>checked(calloc(4 * capacity, sizeof(uint32_t)))
+    cdef uint32_t number, position
+    free(state.sets_index)
+    state.sets_index = index
+    state.sets_capacity = capacity
+    state.sets = <CampaignSet*>checked(realloc(state.sets, capacity * sizeof(CampaignSet)))
+    for number in range(state.sets_count):
+        position = set_position(state, state.sets[number].words)
+        while index[position]:
+            position = (position + 1) & (4 * capacity - 1)
+        index[position] = number + 1
+    return 0
+
+
+cdef inline uint32_t set_position(const State* state, const uint64_t* words) noexcept nogil:
+    """Return where the search for a set starts; words beyond the rulebook's are zero."""
+    cdef uint64_t hash = 0
+    cdef int i
+    for i in range(MAXIMUM_WORDS):
+        hash = (hash ^ words[i]) * <uint64_t>0x9e3779b97f4a7c15
+        hash ^= hash >> 29
+    return <uint32_t>hash & (4 * state.sets_capacity - 1)
+
+
+cdef CampaignSet* campaign_set(State* state, const Rules* rules, const uint64_t* words) except NULL nogil:
+    """Return the multiplier of a set of campaigns, asking Python for a set that was not seen before."""
+    cdef uint32_t position = set_position(state, words)
+    cdef CampaignSet* known
+    while state.sets_index[position]:
+        known = &state.sets[state.sets_index[position] - 1]
+        if memcmp(known.words, words, MAXIMUM_WORDS * sizeof(uint64_t)) == 0:
+            return known
+        position = (position + 1) & (4 * state.sets_capacity - 1)
+    with gil:
+        if state.sets_count == state.sets_capacity:
+            sets_reserve(state, 2 * state.sets_capacity)
+            return campaign_set(state, rules, words)
+        known = &state.sets[state.sets_count]
+        memset(known, 0, sizeof(CampaignSet))
+        memcpy(known.words, words, MAXIMUM_WORDS * sizeof(uint64_t))
+        load_multiplier(state, rules, known)
+    state.sets_count += 1
+    state.sets_index[position] = state.sets_count
+    return known
+
+
+cdef int load_multiplier(State* state, const Rules* rules, CampaignSet* known) except -1:
+    numbers = [i for i in range(rules.campaign_count) if (known.words[i >> 6] >> (i & 63)) & 1]
+    numerator, denominator = (<object>state.multiplier)(numbers)
+    known.negative = numerator < 0
+    known.numerator_high = abs(numerator) >> 64
+    known.numerator_low = abs(numerator) & 0xffffffffffffffff
+    known.denominator_high = denominator >> 64
+    known.denominator_low = denominator & 0xffffffffffffffff
+    return 0
+
+
+cdef inline bint compute_streak(Case* case) noexcept nogil:
+    """Leave the streak as the event makes it; return whether it earns the bonus."""
+    cdef Streak* kept = <Streak*>((<char*>case.member) + case.rule.streak_offset)
+    case.streak = kept[0]
+    if kept.run == 0:
+        case.streak.last_day = case.day
+        case.streak.run = 1
+    elif case.day > kept.last_day:
+        case.streak.run = kept.run + 1 if case.day == kept.last_day + 1 else 1
+        case.streak.last_day = case.day
+    else:
+        return False
+    return case.streak.run % case.rule.streak_days == 0
+
+
+cdef inline void compute_base(Case* case, uint64_t* high, uint64_t* low) noexcept nogil:
+    """Leave the exact base, in parts of a point."""
+    high[0] = low[0] = 0
+    if case.rule.per_yuan:
+        if case.event.amount >= case.rule.min_amount_fen:
+            high[0] = case.event.base_high
+            low[0] = case.event.base_low
+        return
+    low[0] = case.rule.points
+    if case.rule.streak_days and compute_streak(case):
+        low[0] += case.rule.streak_bonus
+
+
+# Steps 10 to 12
+
+cdef inline void trip(Rows* rows, Case* case, int32_t number, const Limit* limit, int64_t* observed,
+                      int64_t value) noexcept nogil:
+    case.tripped |= <uint64_t>1 << number
+    case.actions |= <uint32_t>1 << limit.action
+    observed[number] = value
+
+
+cdef int count_event(State* state, const Rules* rules, Case* case, Rows* rows, int64_t* observed) except -1 nogil:
+    """Step 10: count the event on the limits on events and members."""
+    cdef uint64_t mask = case.rule.counting_limits
+    cdef const Limit* limit
+    cdef int32_t number
+    cdef int64_t total
+    cdef char* at
+    while mask:
+        number = lowest_bit(mask)
+        mask &= mask - 1
+        limit = &rules.limits[number]
+        if hash_of_key(case.event, limit.key).first == 0:
+            continue
+        at = counters_of(state, case, limit)
+        if limit.measure == MEASURE_EVENTS:
+            if limit.sliding:
+                total = count_sliding(at, limit, case.time_ms)
+            else:
+                (<int64_t*>at)[0] += 1
+                total = (<int64_t*>at)[0]
+        elif limit.sliding:
+            total = see_sliding(at, limit, case.member.header.next_free, case.time_ms)
+        else:
+            total = see_on_day(at, limit, case.member.header.next_free)
+        if total > limit.max:
+            trip(rows, case, number, limit, observed, total)
+    return 0
+
+
+cdef inline int64_t points_used(const Case* case, const Limit* limit) noexcept nogil:
+    cdef const char* record = case.windows[limit.key] if limit.sliding else case.days[limit.key]
+    if record == NULL:
+        return 0
+    if limit.sliding:
+        return points_sliding(record + limit.offset, limit, case.time_ms)
+    return (<const int64_t*>(record + limit.offset))[0]
+
+
+cdef int64_t test_points(const Rules* rules, Case* case, Rows* rows, int64_t* observed, int64_t points) noexcept nogil:
+    """Step 11: return what the limits on points leave; clamps come first."""
+    cdef uint64_t mask
+    cdef const Limit* limit
+    cdef int32_t number
+    cdef int64_t used, total
+    cdef bint clamping
+    cdef int turn
+    for turn in range(2):
+        clamping = turn == 0
+        mask = case.rule.points_limits
+        while mask:
+            number = lowest_bit(mask)
+            mask &= mask - 1
+            limit = &rules.limits[number]
+            if (limit.action == ACTION_CLAMP) != clamping or hash_of_key(case.event, limit.key).first == 0:
+                continue
+            used = points_used(case, limit)
+            total = saturated_sum(used, points)
+            if total > limit.max:
+                trip(rows, case, number, limit, observed, total)
+                if clamping:
+                    points = max(<int64_t>0, limit.max - used)
+    return points
+
+
+cdef int keep(State* state, const Rules* rules, Case* case, int64_t points) except -1 nogil:
+    """Step 12: keep what an event that was not rejected leaves behind."""
+    cdef uint64_t mask = case.rule.points_limits
+    cdef const Limit* limit
+    cdef int64_t* total
+    cdef char* at
+    while mask:
+        limit = &rules.limits[lowest_bit(mask)]
+        mask &= mask - 1
+        if hash_of_key(case.event, limit.key).first == 0:
+            continue
+        at = counters_of(state, case, limit)
+        if limit.sliding:
+            add_points_sliding(at, limit, case.time_ms, points)
+        else:
+            total = <int64_t*>at
+            total[0] = saturated_sum(total[0], points)
+    if case.rule.max_per_day:
+        total = <int64_t*>(days_record(state, case, KEY_MEMBER) + case.rule.daily_offset)
+        total[0] += 1
+    if case.rule.once:
+        (<uint64_t*>((<char*>case.member) + case.rule.once_offset))[0] |= case.rule.once_bit
+    if case.rule.streak_days:
+        (<Streak*>((<char*>case.member) + case.rule.streak_offset))[0] = case.streak
+    return 0
+
+
+cdef inline int refusal(const Case* case) noexcept nogil:
+    """Step 8: return the cause of an early rejection."""
+    cdef const uint64_t* once = <const uint64_t*>((<const char*>case.member) + case.rule.once_offset)
+    if case.member.state == MEMBER_BLOCKED:
+        return CAUSE_MEMBER_BLOCKED
+    if case.rule.once and once[0] & case.rule.once_bit:
+        return CAUSE_ONCE
+    if (case.rule.max_per_day and case.days[KEY_MEMBER] != NULL
+            and (<const int64_t*>(case.days[KEY_MEMBER] + case.rule.daily_offset))[0] >= case.rule.max_per_day):
+        return CAUSE_MAX_PER_DAY
+    return CAUSE_NONE
+
+
+# Rows
+
+cdef uint32_t add_row(Rows* rows, const Event* event, uint32_t number, int32_t day, int outcome,
+                      int cause) noexcept nogil:
+    """Append an entry without points and return its number."""
+    cdef uint32_t row = rows.count
+    rows.count += 1
+    rows.events[row] = number
+    rows.columns[COLUMN_AT][row] = event.arrival_ms
+    rows.columns[COLUMN_AT_SEQ][row] = <int64_t>event.arrival_seq
+    rows.columns[COLUMN_INDEX][row] = event.index
+    rows.columns[COLUMN_TS][row] = event.ts
+    rows.columns[COLUMN_DAY][row] = day
+    rows.columns[COLUMN_KIND][row] = event.kind
+    rows.columns[COLUMN_OUTCOME][row] = outcome
+    rows.columns[COLUMN_CAUSE][row] = cause
+    rows.columns[COLUMN_FROZEN][row] = 0
+    rows.columns[COLUMN_AMOUNT][row] = event.amount
+    rows.columns[COLUMN_BASE][row] = 0
+    rows.columns[COLUMN_UNCAPPED][row] = 0
+    rows.columns[COLUMN_POINTS][row] = 0
+    rows.columns[COLUMN_TRIPPED][row] = 0
+    rows.columns[COLUMN_DEVICE][row] = <int64_t>event.device_hash.first
+    rows.columns[COLUMN_IP][row] = <int64_t>event.ip_hash.first
+    rows.columns[COLUMN_PHONE][row] = <int64_t>event.phone_hash.first
+    rows.outcomes[outcome] += 1
+    return row
+
+
+cdef inline void put_set(State* state, Rows* rows, uint32_t row, CampaignSet* chosen) noexcept nogil:
+    """Name the entry's campaigns by their number among the sets of the batch."""
+    if chosen.batch != state.batch:
+        chosen.batch = state.batch
+        chosen.code = rows.sets_count
+        rows.sets[rows.sets_count] = <uint32_t>(chosen - state.sets)
+        rows.sets_count += 1
+    rows.columns[COLUMN_CAMPAIGN_SET][row] = chosen.code
+
+
+cdef int put_plain_row(State* state, const Rules* rules, Rows* rows, const Event* event, uint32_t number, int32_t day,
+                       int outcome, int cause) except -1 nogil:
+    """Append an entry to which no campaign applied."""
+    cdef uint64_t none[MAXIMUM_WORDS]
+    memset(none, 0, sizeof(none))
+    put_set(state, rows, add_row(rows, event, number, day, outcome, cause), campaign_set(state, rules, none))
+    return 0
+
+
+cdef int put_observed(Rows* rows, const Case* case, const int64_t* observed) except -1 nogil:
+    """Append what the tripped limits observed, in rulebook order."""
+    cdef uint64_t mask = case.tripped
+    cdef int64_t* grown
+    if rows.observed_count + 64 > rows.observed_capacity:
+        grown = <int64_t*>realloc(rows.observed, (2 * rows.observed_capacity + 1024) * sizeof(int64_t))
+        if grown == NULL:
+            with gil:
+                raise MemoryError()
+        rows.observed = grown
+        rows.observed_capacity = 2 * rows.observed_capacity + 1024
+    while mask:
+        rows.observed[rows.observed_count] = observed[lowest_bit(mask)]
+        rows.observed_count += 1
+        mask &= mask - 1
+    return 0
+
+
+# The decision
+
+cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number, int64_t time_ms, int32_t day,
+                int32_t minute, Rows* rows) except -1 nogil:
+    """Steps 8 to 12."""
+    cdef Case case
+    cdef int64_t observed[64]
+    cdef uint64_t words[MAXIMUM_WORDS]
+    cdef uint64_t base_high, base_low
+    cdef CampaignSet* chosen
+    cdef int64_t uncapped, points
+    cdef int cause, outcome
+    cdef bint frozen_before, immune
+    cdef uint32_t row
+    case.rule = &rules.earning[event.kind]
+    case.event = event
+    case.member = member_of(state, event)
+    case.time_ms = time_ms
+    case.day = day
+    case.minute = minute
+    case.tripped = 0
+    case.actions = 0
+    find_records(state, rules, &case)
+    cause = refusal(&case)
+    if cause != CAUSE_NONE:
+        return put_plain_row(state, rules, rows, event, number, day, OUTCOME_REJECTED, cause)
+    frozen_before = case.member.state == MEMBER_FROZEN
+
+    compute_base(&case, &base_high, &base_low)
+    match_campaigns(state, rules, &case, words)
+    chosen = campaign_set(state, rules, words)
+    uncapped = floor_product(
+        base_high, base_low, chosen.numerator_high, chosen.numerator_low, chosen.negative,
+        case.rule.scale, chosen.denominator_high, chosen.denominator_low)
+
+    count_event(state, rules, &case, rows, observed)
+    points = uncapped
+    if not case.actions & (1 << ACTION_REJECT):
+        points = test_points(rules, &case, rows, observed, uncapped)
+
+    immune = time_ms < case.member.immune_until
+    if case.actions & (1 << ACTION_FREEZE) and not immune:
+        case.member.state = MEMBER_FROZEN
+    if case.actions & (1 << ACTION_REJECT):
+        outcome = OUTCOME_REJECTED
+        points = 0
+    else:
+        keep(state, rules, &case, points)
+        outcome = OUTCOME_GRANTED
+        if case.member.state == MEMBER_FROZEN or (case.actions & (1 << ACTION_HOLD) and not immune):
+            outcome = OUTCOME_HELD
+
+    row = add_row(rows, event, number, day, outcome, CAUSE_NONE)
+    rows.columns[COLUMN_FROZEN][row] = frozen_before
+    rows.columns[COLUMN_BASE][row] = floor_product(base_high, base_low, 0, 1, False, case.rule.scale, 0, 1)
+    rows.columns[COLUMN_UNCAPPED][row] = uncapped
+    rows.columns[COLUMN_POINTS][row] = points
+    rows.columns[COLUMN_TRIPPED][row] = <int64_t>case.tripped
+    rows.points[outcome] = saturated_sum(rows.points[outcome], points)
+    put_set(state, rows, row, chosen)
+    if case.tripped:
+        put_observed(rows, &case, observed)
+    return 0
+
+
+cdef int control(State* state, const Rules* rules, const Event* event) except -1 nogil:
+    """Step 5: apply a control event."""
+    cdef Member* member = member_of(state, event)
+    cdef int kind = event.kind - rules.earning_count
+    if kind == KIND_UPDATED:
+        if event.tier_hash:
+            member.tier_hash = event.tier_hash
+        if event.card_until:
+            member.card_until = event.card_until
+    elif kind == KIND_FROZEN:
+        if member.state != MEMBER_BLOCKED:
+            member.state = MEMBER_FROZEN
+    elif kind == KIND_RELEASED:
+        member.state = MEMBER_ACTIVE
+        member.immune_until = event.immune_until
+    else:
+        member.state = MEMBER_BLOCKED
+    return 0
+
+
+cdef int decide_new(State* state, const Rules* rules, Event* event, uint32_t number, int32_t arrival_day,
+                    Rows* rows) except -1 nogil:
+    """Steps 3 to 12, for an id that is not decided yet."""
+    cdef int64_t time_ms = min(event.ts, event.arrival_ms)
+    cdef int32_t minute, day
+    cdef bint late
+    if event.kind < 0:
+        event.status = STATUS_UNKNOWN_KIND
+        return 0
+    if event.ts > event.arrival_ms + FUTURE_TOLERANCE_MS:
+        event.status = STATUS_TS_IN_FUTURE
+        return 0
+    day = local_day(&state.event_clock, rules, time_ms, &minute)
+    late = day < arrival_day - 1
+    event.status = STATUS_ENTRY
+    if event.kind > rules.earning_count + KIND_REFUNDED:
+        if late:
+            event.status = STATUS_STALE_CONTROL
+            return 0
+        control(state, rules, event)
+        return put_plain_row(state, rules, rows, event, number, day, OUTCOME_APPLIED, CAUSE_NONE)
+    if event.kind == rules.earning_count + KIND_REFUNDED:
+        return put_plain_row(state, rules, rows, event, number, day, OUTCOME_DEFERRED, CAUSE_REFUND)
+    if late:
+        return put_plain_row(state, rules, rows, event, number, day, OUTCOME_DEFERRED, CAUSE_LATE)
+    return accrue(state, rules, event, number, time_ms, day, minute, rows)
+
+
+cdef int decide_event(State* state, const Rules* rules, Event* event, uint32_t number, Rows* rows) except -1 nogil:
+    """Steps 1 to 12."""
+    cdef Table* ids = &state.tables[TABLE_IDS]
+    cdef IdRecord* known
+    cdef int32_t minute, arrival_day
+    cdef int i
+    if event.status == STATUS_INVALID:
+        return 0
+    arrival_day = local_day(&state.arrival_clock, rules, event.arrival_ms, &minute)
+    if arrival_day > state.latest_day:
+        state.latest_day = arrival_day
+        for i in range(TABLES):
+            state.tables[i].latest_day = arrival_day
+    known = <IdRecord*>find_keyed(ids, event.id_hash.first, event.id_hash.second)
+    if known != NULL and arrival_day <= known.header.day + 1 + state.slack_days:
+        event.status = STATUS_DUPLICATE if known.content == event.content else STATUS_ID_CONFLICT
+        return 0
+    decide_new(state, rules, event, number, arrival_day, rows)
+    if event.status == STATUS_ENTRY:
+        if known == NULL:
+            known = <IdRecord*>table_insert(ids, event.id_hash.first, event.id_hash.second, arrival_day)
+        known.header.day = arrival_day
+        known.content = event.content
+    return 0
+
+
+cdef inline void prefetch_slot(const Table* table, uint64_t hash) noexcept nogil:
+    """Ask for the line of slots where a search starts."""
+    prefetch(slot_of(table, tag_of(hash)))
+
+
+cdef inline void prefetch_record(const Table* table, uint64_t hash) noexcept nogil:
+    """Ask for the record of the first slot that may be the one searched for."""
+    cdef uint32_t tag = tag_of(hash)
+    cdef uint32_t offset = 0
+    cdef Slot* slot = slot_of(table, tag)
+    cdef int i
+    for i in range(LINE_SLOTS):
+        if slot[i].tag == tag and slot[i].record:
+            while offset < table.stride:
+                prefetch(record_at(table, slot[i].record - 1) + offset)
+                offset += LINE_BYTES
+            return
+
+
+cdef inline void prefetch_event(State* state, const Rules* rules, const Event* event, int32_t day,
+                                bint records) noexcept nogil:
+    """Ask for the slots of everything the event will look up, or for the records once the slots have come."""
+    cdef const Hash128* hash
+    cdef int key
+    if event.status == STATUS_INVALID:
+        return
+    if records:
+        prefetch_record(&state.tables[TABLE_IDS], event.id_hash.first)
+    else:
+        prefetch_slot(&state.tables[TABLE_IDS], event.id_hash.first)
+    for key in range(KEYS):
+        hash = hash_of_key(event, key)
+        if hash.first == 0:
+            continue
+        if key == KEY_MEMBER or rules.key_windows[key]:
+            if records:
+                prefetch_record(windows_table(state, key), hash.first)
+            else:
+                prefetch_slot(windows_table(state, key), hash.first)
+        if rules.key_days[key]:
+            if records:
+                prefetch_record(days_table(state, key), day_hash(hash.first, day))
+            else:
+                prefetch_slot(days_table(state, key), day_hash(hash.first, day))
+
+
+cdef void begin_batch(State* state) noexcept nogil:
+    """Start a new batch: campaign sets are numbered afresh."""
+    if state.sets_count > KEPT_SETS:
+        state_rules_changed(state)
+    state.batch += 1
+
+
+cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t first, uint32_t end,
+                       Rows* rows) except -1 nogil:
+    """Decide the events from ``first`` up to ``end``, in order, leaving their status and appending entries to ``rows``.
+
+    ``rows`` must have room for ``end`` entries. The days guessed for the prefetch may be wrong; nothing depends on it.
+    """
+    cdef uint32_t i
+    cdef int32_t minute, day
+    if first == end:
+        return 0
+    day = local_day(&state.arrival_clock, rules, events[first].arrival_ms, &minute)
+    for i in range(first, min(end, first + SLOTS_AHEAD)):
+        prefetch_event(state, rules, &events[i], day, False)
+    for i in range(first, end):
+        if i + SLOTS_AHEAD < end:
+            prefetch_event(state, rules, &events[i + SLOTS_AHEAD], day, False)
+        if i + RECORDS_AHEAD < end:
+            prefetch_event(state, rules, &events[i + RECORDS_AHEAD], day, True)
+        decide_event(state, rules, &events[i], i, rows)
+    return 0

@@ -1,0 +1,430 @@
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from fastpath.msgpack cimport (
+    TYPE_ARRAY,
+    TYPE_INTEGER,
+    TYPE_MAP,
+    TYPE_NIL,
+    TYPE_TEXT,
+    Reader,
+    Value,
+    big_endian,
+    read_head,
+    skip,
+)
+from fastpath.rules cimport (
+    DOMAIN_CONTENT,
+    DOMAIN_DEVICE,
+    DOMAIN_ID,
+    DOMAIN_IP,
+    DOMAIN_MEMBER,
+    DOMAIN_NAME,
+    DOMAIN_PHONE,
+    Rules,
+    name_find,
+)
+from fastpath.siphash cimport (
+    SipKey,
+    SipState,
+    hash_text,
+    hash_text_128,
+    load_tail,
+    load_word,
+    rotated,
+    sip_finish,
+    sip_start,
+    sip_text,
+    sip_word,
+)
+from fastpath.types cimport KIND_REFUNDED, Event, Hash128, Text
+
+cdef extern from *:
+    """
+    typedef unsigned __int128 accrual_uint128;
+    """
+    ctypedef unsigned long long uint128 "accrual_uint128"
+
+cdef enum:
+    IDENTITY_BYTES = 64
+    NAME_BYTES = 32
+    MAXIMUM_LINES = 64
+    MAXIMUM_TAGS = 8
+    REQUIRED_ITEMS = 4
+    KNOWN_ITEMS = 13
+
+cdef int64_t MAXIMUM_TIME_MS = (<int64_t>1 << 53) - 1
+cdef int64_t MAXIMUM_AMOUNT_FEN = 1000000000000
+cdef int64_t ABSENT = -1
+
+
+cdef bint is_utf8(const unsigned char* at, uint64_t size) noexcept nogil:
+    """Tell whether the bytes are well-formed UTF-8, surrogates excluded."""
+    cdef const unsigned char* end = at + size
+    cdef uint32_t first, second
+    cdef int following
+    while end - at >= 8:
+        if load_word(<const char*>at) & <uint64_t>0x8080808080808080:
+            break
+        at += 8
+    while at < end:
+        first = at[0]
+        if first < 0x80:
+            at += 1
+            continue
+        following = 0
+        if 0xc2 <= first <= 0xdf:
+            following = 1
+        elif (first & 0xf0) == 0xe0:
+            following = 2
+        elif 0xf0 <= first <= 0xf4:
+            following = 3
+        if following == 0 or end - at <= following:
+            return False
+        second = at[1]
+        if (second & 0xc0) != 0x80:
+            return False
+        if (first == 0xe0 and second < 0xa0) or (first == 0xed and second > 0x9f):
+            return False
+        if (first == 0xf0 and second < 0x90) or (first == 0xf4 and second > 0x8f):
+            return False
+        if following > 1 and (at[2] & 0xc0) != 0x80:
+            return False
+        if following > 2 and (at[3] & 0xc0) != 0x80:
+            return False
+        at += following + 1
+    return True
+
+
+cdef inline bint is_ascii(const char* data, uint32_t size) noexcept nogil:
+    """Tell whether at most 31 bytes are ASCII."""
+    cdef uint64_t seen = load_tail(data, size, size & 7)
+    if size >= 8:
+        seen |= load_word(data)
+        if size >= 16:
+            seen |= load_word(data + 8)
+            if size >= 24:
+                seen |= load_word(data + 16)
+    return (seen & <uint64_t>0x8080808080808080) == 0
+
+
+cdef inline bint is_absent(const Value* value) noexcept nogil:
+    return value.type == TYPE_NIL or ((value.type == TYPE_TEXT or value.type == TYPE_ARRAY) and value.size == 0)
+
+
+cdef inline bint take_text(Reader* reader, const Value* value, uint32_t limit, Text* text) noexcept nogil:
+    """Take the bytes of a text whose head was read."""
+    if value.type != TYPE_TEXT or value.size > limit or not is_utf8(reader.at, value.size):
+        return False
+    text.data = <const char*>reader.at
+    text.size = <uint32_t>value.size
+    reader.at += value.size
+    return True
+
+
+cdef inline bint read_text(Reader* reader, uint32_t limit, Text* text) noexcept nogil:
+    """Read an optional text."""
+    cdef Value value
+    cdef uint32_t size
+    if reader.at < reader.end and 0xa0 <= reader.at[0] <= 0xbf:
+        # Nearly every text is a short one of ASCII.
+        size = reader.at[0] & 0x1f
+        if size <= limit and size < reader.end - reader.at and is_ascii(<const char*>reader.at + 1, size):
+            text.data = <const char*>reader.at + 1
+            text.size = size
+            reader.at += 1 + size
+            return True
+    read_head(reader, &value)
+    if is_absent(&value):
+        return True
+    return take_text(reader, &value, limit, text)
+
+
+cdef inline bint read_name(Reader* reader, Text* text) noexcept nogil:
+    """Read a category or tag: a text that may be empty, but not absent in another way."""
+    cdef Reader start = reader[0]
+    cdef Value value
+    text.size = 0
+    if not read_text(reader, NAME_BYTES, text):
+        return False
+    return text.size != 0 or read_head(&start, &value) == TYPE_TEXT
+
+
+cdef inline bint read_integer(Reader* reader, int64_t low, int64_t high, int64_t* number) noexcept nogil:
+    """Read an optional integer."""
+    cdef Value value
+    cdef uint64_t big
+    if reader.end - reader.at > 8 and reader.at[0] == 0xcf:
+        # Every time is one of these.
+        big = big_endian(reader.at + 1, 8)
+        number[0] = <int64_t>big
+        reader.at += 9
+        return big <= <uint64_t>high and big >= <uint64_t>low
+    read_head(reader, &value)
+    if is_absent(&value):
+        return True
+    if value.type != TYPE_INTEGER or value.huge or not low <= value.number <= high:
+        return False
+    number[0] = value.number
+    return True
+
+
+cdef inline uint64_t name_hash(NameCache* cache, SipKey key, const Text* text) noexcept nogil:
+    """Return the hash of a kind, city, category, tag or tier; 0 where it is absent.
+
+    There are few of them, so the last ones are kept; a name that pushes out another costs time and nothing else.
+    """
+    cdef uint32_t size = text.size
+    cdef uint64_t head
+    cdef CachedName* known
+    if size == 0:
+        return 0
+    if size > CACHED_BYTES:
+        return hash_text(key, DOMAIN_NAME, text.data, size)
+    head = load_word(text.data) if size >= 8 else load_tail(text.data, size, size)
+    if size > 8:
+        head ^= load_word(text.data + size - 8) * 31
+    known = &cache.names[((head + size) * <uint64_t>0x9e3779b97f4a7c15) >> (64 - CACHE_BITS)]
+    if known.size != size or memcmp(known.text, text.data, size) != 0:
+        known.size = size
+        memcpy(known.text, text.data, size)
+        known.hash = hash_text(key, DOMAIN_NAME, text.data, size)
+    return known.hash
+
+
+cdef bint read_lines(const Rules* rules, NameCache* cache, SipKey key, Reader* reader, Event* event,
+                     SipState* content) noexcept nogil:
+    """Read the lines, add them to the base where the kind is priced per yuan, and check their sum."""
+    cdef Value value
+    cdef Text category
+    cdef int64_t amount, weight, sum_fen = 0
+    cdef uint64_t _i, hash
+    cdef uint128 base = 0
+    cdef int32_t known
+    cdef const unsigned char* start
+    read_head(reader, &value)
+    if is_absent(&value):
+        return True
+    if value.type != TYPE_ARRAY or value.size > MAXIMUM_LINES:
+        return False
+    event.line_count = value.size
+    start = reader.at
+    for _i in range(event.line_count):
+        read_head(reader, &value)
+        if value.type != TYPE_ARRAY or value.size != 2:
+            return False
+        if not read_name(reader, &category):
+            return False
+        read_head(reader, &value)
+        if value.type != TYPE_INTEGER or value.huge or not 0 <= value.number <= MAXIMUM_AMOUNT_FEN:
+            return False
+        amount = value.number
+        sum_fen += amount
+        hash = name_hash(cache, key, &category)
+        sip_word(content, hash + <uint64_t>amount)
+        if rules.priced_kind >= 0 and event.kind == rules.priced_kind:
+            known = name_find(&rules.categories, hash, -1) if hash else -1
+            weight = rules.earning[event.kind].weight if known < 0 else rules.category_weights[known]
+            if hash == 0:
+                weight = rules.blank_weight
+            base += <uint128>amount * <uint128>weight
+    event.lines.data = <const char*>start
+    event.lines.size = <uint32_t>(reader.at - start)
+    event.base_high = <uint64_t>(base >> 64)
+    event.base_low = <uint64_t>base
+    return sum_fen == event.amount
+
+
+cdef bint read_tags(const Rules* rules, NameCache* cache, SipKey key, Reader* reader, Event* event,
+                    SipState* content) noexcept nogil:
+    """Read the tags and unite the campaigns that name them."""
+    cdef Value value
+    cdef Text tag
+    cdef uint64_t _i, hash
+    cdef int32_t known, word
+    cdef const unsigned char* start
+    read_head(reader, &value)
+    if is_absent(&value):
+        return True
+    if value.type != TYPE_ARRAY or value.size > MAXIMUM_TAGS:
+        return False
+    event.tag_count = value.size
+    start = reader.at
+    for _i in range(event.tag_count):
+        if not read_name(reader, &tag):
+            return False
+        hash = name_hash(cache, key, &tag)
+        sip_word(content, hash)
+        known = name_find(&rules.tags, hash, -1)
+        if known >= 0:
+            for word in range(rules.words):
+                event.tags_mask[word] |= rules.tag_masks[known * rules.words + word]
+    event.tags.data = <const char*>start
+    event.tags.size = <uint32_t>(reader.at - start)
+    return True
+
+
+cdef inline bint is_key(const Text* text, const char* name, uint32_t size) noexcept nogil:
+    return text.size == size and memcmp(text.data, name, size) == 0
+
+
+cdef bint read_attributes(Reader* reader, Event* event) noexcept nogil:
+    """Read the map of attributes. Of a key that repeats the last value counts; unknown keys are ignored."""
+    cdef Value value
+    cdef Text name
+    cdef Reader tier, card_until, immune_until, key
+    cdef uint64_t _i
+    read_head(reader, &value)
+    if is_absent(&value):
+        return True
+    if value.type != TYPE_MAP:
+        return False
+    tier.at = card_until.at = immune_until.at = NULL
+    tier.end = card_until.end = immune_until.end = reader.end
+    for _i in range(value.size):
+        key = reader[0]
+        if not skip(reader, 2):
+            return False
+        read_head(&key, &value)
+        name.size = 0
+        if value.type == TYPE_TEXT:
+            name.data = <const char*>key.at
+            name.size = <uint32_t>min(value.size, <uint64_t>1024)
+        if is_key(&name, "tier", 4):
+            tier.at = reader.at
+        elif is_key(&name, "card_until", 10):
+            card_until.at = reader.at
+        elif is_key(&name, "immune_until", 12):
+            immune_until.at = reader.at
+        if not skip(reader, 2):
+            return False
+    if tier.at != NULL and not read_text(&tier, NAME_BYTES, &event.tier):
+        return False
+    if card_until.at != NULL and not read_integer(&card_until, 1, MAXIMUM_TIME_MS, &event.card_until):
+        return False
+    if immune_until.at != NULL and not read_integer(&immune_until, 1, MAXIMUM_TIME_MS, &event.immune_until):
+        return False
+    return True
+
+
+cdef bint read_items(const Rules* rules, NameCache* cache, SipKey key, Reader* reader, uint64_t count, Event* event,
+                     SipState* content) noexcept nogil:
+    """Read the array's items in their order."""
+    cdef uint64_t kind_hash, item, _item
+    if not (read_text(reader, IDENTITY_BYTES, &event.id) and read_text(reader, NAME_BYTES, &event.kind_name)
+            and read_text(reader, IDENTITY_BYTES, &event.member)
+            and read_integer(reader, 1, MAXIMUM_TIME_MS, &event.ts)):
+        return False
+    if event.id.size == 0 or event.kind_name.size == 0 or event.member.size == 0 or event.ts == 0:
+        return False
+    kind_hash = name_hash(cache, key, &event.kind_name)
+    event.kind = name_find(&rules.kinds, kind_hash, -1)
+    event.content = kind_hash
+    for item in range(REQUIRED_ITEMS, min(count, <uint64_t>KNOWN_ITEMS)):
+        if item == 4:
+            if not read_integer(reader, 0, MAXIMUM_AMOUNT_FEN, &event.amount):
+                return False
+        elif item == 5:
+            if not read_text(reader, IDENTITY_BYTES, &event.order):
+                return False
+        elif item == 6:
+            if not read_text(reader, IDENTITY_BYTES, &event.device):
+                return False
+        elif item == 7:
+            if not read_text(reader, IDENTITY_BYTES, &event.ip):
+                return False
+        elif item == 8:
+            if not read_text(reader, IDENTITY_BYTES, &event.phone):
+                return False
+        elif item == 9:
+            if not read_text(reader, NAME_BYTES, &event.city):
+                return False
+        elif item == 10:
+            if not read_lines(rules, cache, key, reader, event, content):
+                return False
+        elif item == 11:
+            if not read_tags(rules, cache, key, reader, event, content):
+                return False
+        elif not read_attributes(reader, event):
+            return False
+    for _item in range(KNOWN_ITEMS, max(count, <uint64_t>KNOWN_ITEMS)):
+        if not skip(reader, 1):
+            return False
+    if event.amount == ABSENT and (kind_hash == rules.order_paid or event.kind == rules.earning_count + KIND_REFUNDED):
+        return False
+    return event.order.size != 0 or event.kind != rules.earning_count + KIND_REFUNDED
+
+
+cdef inline Hash128 key_hash(SipKey key, uint64_t domain, const Text* text) noexcept nogil:
+    cdef Hash128 none
+    if text.size == 0:
+        none.first = none.second = 0
+        return none
+    return hash_text_128(key, domain, text.data, text.size)
+
+
+cdef void hash_event(NameCache* cache, SipKey key, Event* event, SipState* content) noexcept nogil:
+    """Hash the keys, and finish the hash of the content: all fields but the arrival.
+
+    Hashes of single fields are secret numbers of different domains, so their sum stands for all of them.
+    """
+    event.id_hash = hash_text_128(key, DOMAIN_ID, event.id.data, event.id.size)
+    event.member_hash = hash_text_128(key, DOMAIN_MEMBER, event.member.data, event.member.size)
+    event.device_hash = key_hash(key, DOMAIN_DEVICE, &event.device)
+    event.ip_hash = key_hash(key, DOMAIN_IP, &event.ip)
+    event.phone_hash = key_hash(key, DOMAIN_PHONE, &event.phone)
+    event.city_hash = name_hash(cache, key, &event.city)
+    event.tier_hash = name_hash(cache, key, &event.tier)
+    sip_word(content, event.content + event.member_hash.first + event.device_hash.first + event.ip_hash.first
+             + event.phone_hash.first + rotated(event.city_hash, 1) + rotated(event.tier_hash, 2))
+    sip_word(content, event.ts)
+    sip_word(content, event.amount)
+    if event.card_until or event.immune_until:
+        sip_word(content, event.card_until)
+        sip_word(content, event.immune_until)
+    sip_text(content, event.order.data, event.order.size)
+    sip_word(content, (<uint64_t>(event.card_until != 0 or event.immune_until != 0) << 16)
+             | (<uint64_t>event.line_count << 8) | event.tag_count)
+    event.content = sip_finish(content)
+
+
+cdef bint decode_event(const Rules* rules, NameCache* cache, SipKey key, const char* data, uint64_t size,
+                       Event* event) noexcept nogil:
+    """Decode one compact event that fills ``size`` bytes; return whether it is valid.
+
+    The caller sets the arrival and the place in the stream; ``status`` is left alone.
+    """
+    cdef Reader reader
+    cdef Value value
+    cdef SipState content = sip_start(key, DOMAIN_CONTENT)
+    cdef uint128 base
+    reader.at = <const unsigned char*>data
+    reader.end = reader.at + size
+    event.raw.data = data
+    event.raw.size = <uint32_t>size
+    event.amount = ABSENT
+    if read_head(&reader, &value) != TYPE_ARRAY or value.size < REQUIRED_ITEMS:
+        return False
+    if not read_items(rules, cache, key, &reader, value.size, event, &content) or reader.at != reader.end:
+        return False
+    if event.line_count == 0 and rules.priced_kind >= 0 and event.kind == rules.priced_kind:
+        base = <uint128>event.amount * <uint128>rules.blank_weight
+        event.base_high = <uint64_t>(base >> 64)
+        event.base_low = <uint64_t>base
+    hash_event(cache, key, event, &content)
+    return True
+
+
+cdef bint open_batch(Reader* reader, uint64_t* count) noexcept nogil:
+    """Check the structure of a whole batch and leave ``reader`` at its first item; False where it does not decode."""
+    cdef Value value
+    cdef Reader items
+    cdef uint64_t _i
+    if read_head(reader, &value) != TYPE_ARRAY or value.size == 0:
+        return False
+    items = reader[0]
+    for _i in range(value.size):
+        if not skip(&items, 1):
+            return False
+    count[0] = value.size
+    return items.at == items.end

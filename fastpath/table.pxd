@@ -1,0 +1,128 @@
+"""Tables: an extendible-hash index over an array of fixed-size records.
+
+An index is a directory of *segments*; a segment is a small open-addressing table of 8-byte slots, each 32 bits of a
+key's hash and the number of its record. A search starts at a cache line of eight slots and nearly always ends in it. A
+full segment first drops what has expired and otherwise splits in two, so growth never moves more than one segment.
+Records and segments lie in reserved address space that is committed as it fills, on huge pages where the system grants
+them; a record's number never changes.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+cdef enum:
+    LINE_SLOTS = 8
+    LINE_BYTES = 64
+
+cdef struct Slot:
+    uint32_t tag               # upper half of the key's hash
+    uint32_t record            # number + 1; 0 is an empty slot
+
+cdef struct Header:
+    # What every record starts with. `day` says when it expires; members never do.
+    uint64_t first             # the key's hash
+    uint64_t second            # its second half, or the member number of a member's day
+    int32_t day
+    uint32_t next_free         # number + 1 of the next free record; of a record in use, its own
+
+cdef struct Move:
+    # A part of a record that keeps its content when the layout changes.
+    uint32_t source
+    uint32_t target
+    uint32_t size
+
+cdef struct Region:
+    char* base
+    uint64_t reserved          # bytes of address space
+    uint64_t committed         # bytes usable
+
+cdef struct Table:
+    Region slots
+    Region records
+    uint32_t* directory
+    uint32_t* segment_counts
+    uint8_t* segment_depths
+    uint32_t depth
+    uint32_t segments
+    uint32_t segment_shift     # log2 of a segment's slots
+    uint32_t stride            # bytes of a record
+    uint32_t record_count      # records ever handed out, the free ones included
+    uint32_t live
+    uint32_t free_head         # number + 1 of the first free record
+    int32_t lifetime_days      # a record expires when the latest day is past its day by more; -1: never
+    int32_t latest_day
+    bint huge
+
+
+cdef inline uint32_t tag_of(uint64_t hash) noexcept nogil:
+    return <uint32_t>(hash >> 32)
+
+
+cdef inline uint32_t segment_of(const Table* table, uint32_t tag) noexcept nogil:
+    """Return the segment of a tag: the directory goes by its uppermost bits."""
+    return table.directory[(tag >> 1) >> (31 - table.depth)]
+
+
+cdef inline uint64_t line_in_segment(const Table* table, uint32_t tag) noexcept nogil:
+    """Return the slot within its segment where a search for a tag starts: the lines go by its lowest bits."""
+    return <uint64_t>(tag * LINE_SLOTS) & ((<uint64_t>1 << table.segment_shift) - 1)
+
+
+cdef inline Slot* slot_of(const Table* table, uint32_t tag) noexcept nogil:
+    """Return the slot where a search for a tag starts."""
+    return (<Slot*>table.slots.base) + (
+        (<uint64_t>segment_of(table, tag) << table.segment_shift) + line_in_segment(table, tag))
+
+
+cdef inline Slot* next_slot(const Table* table, Slot* slot) noexcept nogil:
+    """Return the slot after ``slot``, wrapping within its segment."""
+    cdef uint64_t offset = slot - <Slot*>table.slots.base
+    cdef uint64_t mask = (<uint64_t>1 << table.segment_shift) - 1
+    return (<Slot*>table.slots.base) + ((offset & ~mask) | ((offset + 1) & mask))
+
+
+cdef inline char* record_at(const Table* table, uint32_t number) noexcept nogil:
+    return table.records.base + <uint64_t>number * table.stride
+
+
+cdef inline char* find_keyed(const Table* table, uint64_t first, uint64_t second) noexcept nogil:
+    """Return the record of a 128-bit key, or NULL."""
+    cdef uint32_t tag = tag_of(first)
+    cdef Slot* slot = slot_of(table, tag)
+    cdef Header* header
+    while slot.record:
+        if slot.tag == tag:
+            header = <Header*>record_at(table, slot.record - 1)
+            if header.first == first and header.second == second:
+                return <char*>header
+        slot = next_slot(table, slot)
+    return NULL
+
+
+cdef inline uint64_t day_hash(uint64_t hash, int32_t day) noexcept nogil:
+    """Spread a key's hash over its days."""
+    return hash ^ (<uint64_t>(<uint32_t>day) * <uint64_t>0x9e3779b97f4a7c15)
+
+
+cdef inline char* find_day(const Table* table, uint64_t first, uint64_t second, int32_t day) noexcept nogil:
+    """Return the record of a key's business day, or NULL; ``first`` is its ``day_hash``."""
+    cdef uint32_t tag = tag_of(first)
+    cdef Slot* slot = slot_of(table, tag)
+    cdef Header* header
+    while slot.record:
+        if slot.tag == tag:
+            header = <Header*>record_at(table, slot.record - 1)
+            if header.first == first and header.second == second and header.day == day:
+                return <char*>header
+        slot = next_slot(table, slot)
+    return NULL
+
+
+cdef int region_init(Region* region, bint huge) except -1 nogil
+cdef int region_commit(Region* region, uint64_t size) except -1 nogil
+cdef void region_free(Region* region) noexcept nogil
+cdef int table_init(Table* table, uint32_t stride, int32_t lifetime_days, uint32_t segment_shift) except -1 nogil
+cdef void table_free(Table* table) noexcept nogil
+cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t day) except NULL nogil
+cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil
+cdef uint64_t table_bytes(const Table* table) noexcept nogil

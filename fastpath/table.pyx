@@ -1,0 +1,261 @@
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t size, int protection, int flags, int file, long offset)
+    int munmap(void* address, size_t size)
+    int mprotect(void* address, size_t size, int protection)
+    int madvise(void* address, size_t size, int advice)
+    int PROT_NONE, PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE
+    void* MAP_FAILED
+
+cdef enum:
+    HUGE_PAGE = 2 * 1024 * 1024
+    MAXIMUM_DEPTH = 18
+    HUGE_SEGMENT_SHIFT = 12
+
+# Address space costs nothing until it is touched. Tables with small segments are for tests and tools, some of which
+# (valgrind) cannot give out that much of it.
+cdef uint64_t RESERVED_BYTES = <uint64_t>256 << 30
+cdef uint64_t RESERVED_BYTES_SMALL = <uint64_t>1 << 30
+
+
+cdef int region_init(Region* region, bint huge) except -1 nogil:
+    cdef uint64_t reserved = RESERVED_BYTES if huge else RESERVED_BYTES_SMALL
+    cdef char* base = <char*>mmap(
+        NULL, reserved + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cdef size_t before
+    if <void*>base == MAP_FAILED:
+        with gil:
+            raise MemoryError(f"cannot reserve {reserved} bytes of address space")
+    # Only what covers a whole aligned stretch of two megabytes can become a huge page.
+    before = (HUGE_PAGE - <size_t>base % HUGE_PAGE) % HUGE_PAGE
+    if before:
+        munmap(base, before)
+    munmap(base + before + reserved, HUGE_PAGE - before)
+    base += before
+    region.base = base
+    region.reserved = reserved
+    region.committed = 0
+    if huge:
+        madvise(base, reserved, MADV_HUGEPAGE)
+    return 0
+
+
+cdef void region_free(Region* region) noexcept nogil:
+    if region.base != NULL:
+        munmap(region.base, region.reserved)
+        region.base = NULL
+
+
+cdef int region_commit(Region* region, uint64_t size) except -1 nogil:
+    """Make the first ``size`` bytes usable; new bytes are zero."""
+    cdef uint64_t target
+    if size <= region.committed:
+        return 0
+    target = (size + HUGE_PAGE - 1) & ~<uint64_t>(HUGE_PAGE - 1)
+    if target > region.reserved or mprotect(
+            region.base + region.committed, target - region.committed, PROT_READ | PROT_WRITE) != 0:
+        with gil:
+            raise MemoryError(f"cannot commit {target} bytes of memory for a table")
+    region.committed = target
+    return 0
+
+
+cdef int table_init(Table* table, uint32_t stride, int32_t lifetime_days, uint32_t segment_shift) except -1 nogil:
+    """Prepare an empty table whose records have ``stride`` bytes, the header included."""
+    memset(table, 0, sizeof(Table))
+    table.stride = stride
+    table.lifetime_days = lifetime_days
+    table.segment_shift = segment_shift
+    # Small segments are for tests, which have no use for large pages and the time it takes to clear them.
+    table.huge = segment_shift >= HUGE_SEGMENT_SHIFT
+    region_init(&table.slots, table.huge)
+    region_init(&table.records, table.huge)
+    table.directory = <uint32_t*>calloc(1, sizeof(uint32_t))
+    if table.directory == NULL:
+        with gil:
+            raise MemoryError()
+    new_segment(table, 0)
+    return 0
+
+
+cdef void table_free(Table* table) noexcept nogil:
+    region_free(&table.slots)
+    region_free(&table.records)
+    free(table.directory)
+    free(table.segment_counts)
+    free(table.segment_depths)
+    memset(table, 0, sizeof(Table))
+
+
+cdef uint64_t table_bytes(const Table* table) noexcept nogil:
+    """Return the bytes of memory that the table has committed."""
+    return table.slots.committed + table.records.committed
+
+
+cdef int new_segment(Table* table, uint8_t depth) except -1 nogil:
+    """Append an empty segment."""
+    cdef uint32_t count = table.segments + 1
+    cdef uint32_t* counts = <uint32_t*>realloc(table.segment_counts, count * sizeof(uint32_t))
+    if counts != NULL:
+        table.segment_counts = counts
+    cdef uint8_t* depths = <uint8_t*>realloc(table.segment_depths, count)
+    if depths != NULL:
+        table.segment_depths = depths
+    if counts == NULL or depths == NULL:
+        with gil:
+            raise MemoryError()
+    region_commit(&table.slots, (<uint64_t>count << table.segment_shift) * sizeof(Slot))
+    counts[table.segments] = 0
+    depths[table.segments] = depth
+    table.segments = count
+    return 0
+
+
+cdef inline void place(Table* table, uint32_t segment, uint32_t tag, uint32_t record) noexcept nogil:
+    """Put a slot into a segment that has room."""
+    cdef uint64_t mask = (<uint64_t>1 << table.segment_shift) - 1
+    cdef Slot* slots = (<Slot*>table.slots.base) + (<uint64_t>segment << table.segment_shift)
+    cdef uint64_t position = line_in_segment(table, tag)
+    while slots[position].record:
+        position = (position + 1) & mask
+    slots[position].tag = tag
+    slots[position].record = record
+    table.segment_counts[segment] += 1
+
+
+cdef inline bint is_expired(const Table* table, const Header* header) noexcept nogil:
+    return table.lifetime_days >= 0 and header.day < table.latest_day - table.lifetime_days
+
+
+cdef int make_room(Table* table, uint32_t tag) except -1 nogil:
+    """Drop what has expired from the full segment of ``tag``; split it unless that freed a quarter."""
+    cdef uint32_t segment = segment_of(table, tag)
+    cdef uint32_t size = <uint32_t>1 << table.segment_shift
+    cdef Slot* slots = (<Slot*>table.slots.base) + (<uint64_t>segment << table.segment_shift)
+    cdef Slot* old = <Slot*>malloc(size * sizeof(Slot))
+    cdef uint32_t before = table.segment_counts[segment]
+    cdef uint32_t i
+    if old == NULL:
+        with gil:
+            raise MemoryError()
+    try:
+        memcpy(old, slots, size * sizeof(Slot))
+        memset(slots, 0, size * sizeof(Slot))
+        table.segment_counts[segment] = 0
+        for i in range(size):
+            if old[i].record:
+                if is_expired(table, <Header*>record_at(table, old[i].record - 1)):
+                    release(table, old[i].record)
+                else:
+                    place(table, segment, old[i].tag, old[i].record)
+        if table.segment_counts[segment] > before - before // 4:
+            split(table, segment, tag, old)
+    finally:
+        free(old)
+    return 0
+
+
+cdef inline void release(Table* table, uint32_t record) noexcept nogil:
+    """Put a record (number + 1) on the free list."""
+    (<Header*>record_at(table, record - 1)).next_free = table.free_head
+    table.free_head = record
+    table.live -= 1
+
+
+cdef int split(Table* table, uint32_t segment, uint32_t tag, Slot* scratch) except -1 nogil:
+    """Move the half of a segment whose next tag bit is set into a new one."""
+    cdef uint32_t size = <uint32_t>1 << table.segment_shift
+    cdef uint8_t depth = table.segment_depths[segment]
+    cdef Slot* slots
+    cdef uint32_t i, half
+    cdef uint64_t first
+    if depth == table.depth:
+        double_directory(table)
+    new_segment(table, depth + 1)
+    half = table.segments - 1
+    table.segment_depths[segment] = depth + 1
+    # Of the directory's entries for this segment, the upper half now belongs to the new one.
+    first = <uint64_t>((tag >> 1) >> (31 - depth)) << (table.depth - depth)
+    for i in range(1 << (table.depth - depth - 1)):
+        table.directory[first + (<uint64_t>1 << (table.depth - depth - 1)) + i] = half
+    slots = (<Slot*>table.slots.base) + (<uint64_t>segment << table.segment_shift)
+    memcpy(scratch, slots, size * sizeof(Slot))
+    memset(slots, 0, size * sizeof(Slot))
+    table.segment_counts[segment] = 0
+    for i in range(size):
+        if scratch[i].record:
+            place(table, half if (scratch[i].tag >> (31 - depth)) & 1 else segment, scratch[i].tag, scratch[i].record)
+    return 0
+
+
+cdef int double_directory(Table* table) except -1 nogil:
+    cdef uint64_t size = <uint64_t>1 << table.depth
+    cdef uint32_t* doubled
+    cdef uint64_t i
+    if table.depth == MAXIMUM_DEPTH:
+        with gil:
+            raise MemoryError("a table cannot have more segments")
+    doubled = <uint32_t*>malloc(2 * size * sizeof(uint32_t))
+    if doubled == NULL:
+        with gil:
+            raise MemoryError()
+    for i in range(2 * size):
+        doubled[i] = table.directory[i >> 1]
+    free(table.directory)
+    table.directory = doubled
+    table.depth += 1
+    return 0
+
+
+cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t day) except NULL nogil:
+    """Add a record for a key that is not there; but for its header it is zero."""
+    cdef uint32_t tag = tag_of(first)
+    cdef uint32_t size = <uint32_t>1 << table.segment_shift
+    cdef uint32_t segment, record
+    cdef char* memory
+    while True:
+        segment = segment_of(table, tag)
+        if table.segment_counts[segment] < size - size // 4:
+            break
+        make_room(table, tag)
+    if table.free_head:
+        record = table.free_head
+        memory = record_at(table, record - 1)
+        table.free_head = (<Header*>memory).next_free
+        memset(memory, 0, table.stride)
+    else:
+        region_commit(&table.records, <uint64_t>(table.record_count + 1) * table.stride)
+        table.record_count += 1
+        record = table.record_count
+        memory = record_at(table, record - 1)
+    table.live += 1
+    (<Header*>memory).first = first
+    (<Header*>memory).second = second
+    (<Header*>memory).day = day
+    (<Header*>memory).next_free = record
+    place(table, segment, tag, record)
+    return memory
+
+
+cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil:
+    """Give every record ``stride`` bytes: the header and the parts named by ``moves`` are kept, the rest is zero."""
+    cdef Region records
+    cdef uint32_t number, i
+    cdef char* before
+    cdef char* after
+    memset(&records, 0, sizeof(Region))
+    region_init(&records, table.huge)
+    region_commit(&records, <uint64_t>table.record_count * stride)
+    for number in range(table.record_count):
+        before = record_at(table, number)
+        after = records.base + <uint64_t>number * stride
+        memcpy(after, before, sizeof(Header))
+        for i in range(count):
+            memcpy(after + moves[i].target, before + moves[i].source, moves[i].size)
+    region_free(&table.records)
+    table.records = records
+    table.stride = stride
+    return 0

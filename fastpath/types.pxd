@@ -1,0 +1,98 @@
+"""Structs and typedefs that the stages share."""
+
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    MAXIMUM_WORDS = 4          # 64-bit words of a campaign set: 256 campaigns
+    MAXIMUM_TABLES = 9
+
+# What became of an event. ENTRY is the only one with a row in the ledger.
+cdef enum:
+    STATUS_ENTRY = 0
+    STATUS_DUPLICATE = 1
+    STATUS_INVALID = 2
+    STATUS_ID_CONFLICT = 3
+    STATUS_UNKNOWN_KIND = 4
+    STATUS_TS_IN_FUTURE = 5
+    STATUS_STALE_CONTROL = 6
+
+cdef enum:
+    OUTCOME_GRANTED = 0
+    OUTCOME_HELD = 1
+    OUTCOME_REJECTED = 2
+    OUTCOME_DEFERRED = 3
+    OUTCOME_APPLIED = 4
+
+cdef enum:
+    CAUSE_NONE = 0
+    CAUSE_MEMBER_BLOCKED = 1
+    CAUSE_ONCE = 2
+    CAUSE_MAX_PER_DAY = 3
+    CAUSE_REFUND = 4
+    CAUSE_LATE = 5
+
+# Kinds beyond the earning rules, counted from the number of rules on, as in the ledger's `kinds`.
+cdef enum:
+    KIND_REFUNDED = 0
+    KIND_UPDATED = 1
+    KIND_FROZEN = 2
+    KIND_RELEASED = 3
+    KIND_BLOCKED = 4
+    BUILT_IN_KINDS = 5
+
+cdef struct Text:
+    # Bytes of a valid UTF-8 text somewhere else; size 0 means absent.
+    const char* data
+    uint32_t size
+
+cdef struct Hash128:
+    uint64_t first
+    uint64_t second
+
+cdef struct RawEntry:
+    # One stream entry: offsets into the reply's buffer, so that the buffer may move while it grows.
+    uint64_t ms
+    uint64_t seq
+    uint64_t name
+    uint64_t value
+    uint64_t fields            # where the array of its fields starts
+    uint32_t name_size
+    uint32_t value_size
+    uint32_t field_count       # pairs
+
+cdef struct Event:
+    int64_t arrival_ms
+    uint64_t arrival_seq
+    uint32_t entry             # number of the raw entry
+    uint32_t index             # index within it
+    Text raw                   # the compact bytes
+    int32_t kind               # earning rule, or rules + BuiltInKind, or -1
+    uint8_t status
+    uint8_t tag_count
+    uint16_t line_count
+    int64_t ts
+    int64_t amount             # -1 where absent
+    int64_t card_until         # 0 where absent
+    int64_t immune_until       # 0 where absent
+    Text id
+    Text kind_name
+    Text member
+    Text order
+    Text device
+    Text ip
+    Text phone
+    Text city
+    Text tier
+    Text lines                 # MessagePack of the array's items, header excluded
+    Text tags
+    Hash128 id_hash
+    Hash128 member_hash        # the second half is not used: members are compared by name
+    Hash128 device_hash
+    Hash128 ip_hash
+    Hash128 phone_hash
+    uint64_t city_hash
+    uint64_t tier_hash
+    uint64_t content           # hash of every field but the arrival
+    uint64_t base_high         # base in parts of a point: 128 bits
+    uint64_t base_low
+    uint64_t tags_mask[MAXIMUM_WORDS]

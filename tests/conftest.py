@@ -1,0 +1,107 @@
+"""Fixtures for every test: real servers on free loopback ports, and the depth of property tests.
+
+================== ======================================================================================
+valkey             the embedded Valkey, shared by the session and emptied before each test
+redis7             the same with a real Redis
+server             the one, then the other: the test runs twice
+server_kind        "valkey", then "redis7": for tests that start servers of their own on both
+server_factory     ``server_factory(kind="valkey", options={...})``: a private server, ended after the test
+================== ======================================================================================
+
+A server that is missing is an error with a reason, never a skipped test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from accrual.embedded import Options
+from accrual.errors import UsageError
+from servers import SERVER_KINDS, Server, ServerFactory, ServerKind, binary_of, empty, version_of
+
+# The time of one example says nothing on a busy machine; --hypothesis-profile=thorough looks longer.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
+
+
+def _found_binary(kind: ServerKind) -> Path:
+    try:
+        return binary_of(kind)
+    except (LookupError, UsageError) as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def _session_valkey() -> Iterator[Server]:
+    with Server(binary=_found_binary("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _session_redis7() -> Iterator[Server]:
+    with Server(binary=_found_binary("redis7")) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(_session_valkey: Server) -> Iterator[Server]:
+    empty(_session_valkey)
+    yield _session_valkey
+    _session_valkey.close_clients()
+
+
+@pytest.fixture
+def redis7(_session_redis7: Server) -> Iterator[Server]:
+    empty(_session_redis7)
+    yield _session_redis7
+    _session_redis7.close_clients()
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=getattr(pytest.mark, kind)) for kind in SERVER_KINDS])
+def server_kind(request: pytest.FixtureRequest) -> ServerKind:
+    return cast(ServerKind, request.param)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, server_kind: ServerKind) -> Server:
+    return cast(Server, request.getfixturevalue(server_kind))
+
+
+@pytest.fixture
+def server_factory() -> Iterator[ServerFactory]:
+    with ExitStack() as servers:
+
+        def start(
+            kind: ServerKind = "valkey",
+            options: Options | None = None,
+            *,
+            directory: Path | None = None,
+        ) -> Server:
+            return servers.enter_context(Server(options, binary=_found_binary(kind), directory=directory))
+
+        yield start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the servers that its fixtures name, so that ``-m "not redis7"`` finds them."""
+    for item in items:
+        for kind in SERVER_KINDS:
+            if kind in getattr(item, "fixturenames", ()):
+                item.add_marker(kind)
+
+
+def pytest_report_header() -> list[str]:
+    """Say which servers the run is on."""
+    found = []
+    for kind in SERVER_KINDS:
+        try:
+            found.append(f"{kind}: {version_of(kind)}")
+        except (LookupError, UsageError):
+            found.append(f"{kind}: missing")
+    return [", ".join(found)]

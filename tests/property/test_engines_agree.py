@@ -1,0 +1,95 @@
+"""The compiled engine and the reference say the same of everything, to the byte, however a stream is cut up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+from hypothesis import assume, given, note
+from hypothesis import strategies as st
+
+from accrual.engine import BatchHeader, Engine, ReferenceEngine, Secret, StreamEntry
+from accrual.engine.fast import FastEngine
+from accrual.errors import RulebookError
+from accrual.ledger import GENESIS, digest_of
+from accrual.rulebook import Rulebook, parse
+from strategies import rulebook_texts, streams
+
+SECRET = Secret(bytes(range(16)))
+SMALL_SEGMENTS = 3
+
+
+def rulebook_or_skip(text: str) -> Rulebook:
+    note(text)
+    try:
+        return parse(text)
+    except RulebookError as error:
+        note(str(error))
+        assume(False)
+        raise
+
+
+def cut(entries: list[StreamEntry], cuts: list[int]) -> list[list[StreamEntry]]:
+    """Split entries into non-empty runs at ``cuts``."""
+    places = sorted({place % len(entries) for place in cuts} | {0, len(entries)})
+    return [entries[start:end] for start, end in pairwise(places)]
+
+
+def run(engine: Engine, batches: list[list[StreamEntry]], later: dict[int, Rulebook]) -> list[tuple[object, ...]]:
+    """Decide batches in turn, adopting the rulebooks of ``later`` before the batch of that number."""
+    results: list[tuple[object, ...]] = []
+    previous, first_seq, after = GENESIS, 1, (0, 0)
+    for number, entries in enumerate(batches, start=1):
+        if number in later:
+            engine.adopt(later[number])
+        batch = engine.decide_entries(entries)
+        encoded = batch.encode(BatchHeader(number, previous, after, first_seq))
+        outcomes = {name: count for name, count in batch.outcomes.items() if count}
+        points = {name: total for name, total in batch.points.items() if total}
+        decisions = list(batch.decisions())
+        results.append((decisions, batch.rejected, batch.counts, batch.through, outcomes, points, encoded))
+        previous, after = digest_of(encoded), batch.through
+        first_seq += batch.counts.entries
+    return results
+
+
+@given(rulebook_texts(), streams(), st.lists(st.integers(0, 100), max_size=6))
+def test_same_bytes_in_same_batches(text: str, entries: list[StreamEntry], cuts: list[int]) -> None:
+    rulebook = rulebook_or_skip(text)
+    batches = cut(entries, cuts)
+    expected = run(ReferenceEngine(rulebook, SECRET, 1), batches, {})
+    actual = run(FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS), batches, {})
+    assert actual == expected
+
+
+@given(rulebook_texts(), streams(), st.lists(st.integers(0, 100), max_size=6))
+def test_batches_do_not_matter(text: str, entries: list[StreamEntry], cuts: list[int]) -> None:
+    rulebook = rulebook_or_skip(text)
+    whole = FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS).decide_entries(entries)
+    decisions = list(whole.decisions())
+    parts = run(FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS), cut(entries, cuts), {})
+    assert [decision for part in parts for decision in part[0]] == decisions  # type: ignore[attr-defined]
+
+
+@given(rulebook_texts(zone="Asia/Shanghai"), rulebook_texts(version=2), rulebook_texts(version=3), streams(), st.data())
+def test_same_bytes_across_rulebooks(
+    first: str, second: str, third: str, entries: list[StreamEntry], data: st.DataObject
+) -> None:
+    batches = cut(entries, data.draw(st.lists(st.integers(0, 100), min_size=2, max_size=8)))
+    books = [rulebook_or_skip(text) for text in (first, second, third, first)]
+    switches = sorted(data.draw(st.sets(st.integers(1, len(batches)), max_size=3)))
+    later = dict(zip(switches, books[1:], strict=False))
+    expected = run(ReferenceEngine(books[0], SECRET, 1), batches, later)
+    actual = run(FastEngine(books[0], SECRET, 1, SMALL_SEGMENTS), batches, later)
+    assert actual == expected
+
+
+@given(rulebook_texts(), streams(), st.randoms(use_true_random=False))
+def test_offline_arrivals_may_go_back(text: str, entries: list[StreamEntry], random: Random) -> None:
+    rulebook = rulebook_or_skip(text)
+    latest = max(entry.ms for entry in entries)
+    recent = [entry for entry in entries if latest - entry.ms < 20 * 86_400_000]
+    random.shuffle(recent)
+    reference, fast = ReferenceEngine(rulebook, SECRET, 31), FastEngine(rulebook, SECRET, 31, SMALL_SEGMENTS)
+    for entry in recent:
+        assert list(fast.decide_entries([entry]).decisions()) == list(reference.decide_entries([entry]).decisions())
