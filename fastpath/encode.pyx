@@ -121,8 +121,9 @@ cdef void write_texts(Buffer* buffer, const Event* events, const Rows* rows, int
         return
     for i in range(rows.count):
         text = text_of(&events[rows.events[i]], column)
-        memcpy(target, text.data, text.size)
-        target += text.size
+        if text.size:
+            memcpy(target, text.data, text.size)
+            target += text.size
 
 
 cdef uint32_t cut_characters(const Text* text, uint32_t count, bint at_end) noexcept nogil:
