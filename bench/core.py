@@ -2,7 +2,8 @@
 
 ``WarmCore`` lets the engine decide a census first, which shows it every member, device, phone and address once; then
 come replies with fresh events of the standard workload. Everything that is measured works on bytes that are already
-there, as they are after ``recv``: what the kernel and the server cost is in drain.py.
+there, as they are after ``recv``: what the kernel and the server cost is in drain.py. Times are processor time, so that
+whoever else is on the machine disturbs the figures less.
 
 ========== ==========================================================================================================
 scan       from the bytes of an ``XREAD`` reply to the place of each entry
@@ -17,17 +18,20 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from accrual.engine import BatchHeader, Counts, ReferenceEngine, Secret, StreamEntry, open_engine
+from accrual.engine import BatchHeader, ReferenceEngine, Secret, StreamEntry, open_engine
 from accrual.engine.fast import FastBatch, FastEngine
 from accrual.rulebook import Rulebook, load
-from bench.machine import ROOT, WORKER_CORE, Memory, pinned
+from bench.machine import ROOT, WORKER_CORE, Memory, pinned, yardstick_ms
 from bench.report import Figure, table
 from bench.wire import Entries
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Workload
@@ -49,10 +53,11 @@ MEMBERS_PER_EVENT_AND_SECOND: Final = 500
 
 @dataclass(frozen=True)
 class CoreSettings:
-    """What is measured: ``keys`` members and phones, 1.2 times as many devices, and ``replies`` of 8192 fresh events."""
+    """What is measured: ``keys`` members and phones, 1.2 times as many devices; ``replies`` of 8192 fresh events."""
 
     keys: int
     replies: int = 24
+    runs: int = 3
     reference_events: int = 8192
     seed: int = DEFAULT_SEED
 
@@ -63,7 +68,7 @@ class CoreSettings:
 
 
 class Core(msgspec.Struct, frozen=True):
-    """What one run of the core has shown."""
+    """What the core has shown. A run of a figure is the mean over all events of one process."""
 
     keys: int
     events: int
@@ -72,16 +77,18 @@ class Core(msgspec.Struct, frozen=True):
     """The size of an event's share of the ledger batch."""
     stages: list[Figure]
     total: Figure
+    slowest: Figure
+    """The longest that one reply of 8192 events took: growth must not be a long stop."""
     reference: Figure
     """Decode and decide by the plain-Python twin: what ``scan`` and ``decide`` are compared with."""
     measured: Memory
-    """What the memory did while the figures were taken."""
+    """What was added while the figures were taken."""
     state: Memory
     """What the state takes, census and measured events together."""
     committed_bytes: int
     records: dict[str, int]
     outcomes: dict[str, int]
-    census_events_per_s: float
+    yardstick_ms: Figure
 
     @property
     def bytes_per_record(self) -> float:
@@ -117,13 +124,13 @@ class WarmCore:
     def take(self, reply: bytes) -> tuple[int, int, int, int]:
         """Send one reply through every stage and return what each took, in ns."""
         scan_ns = self.scan(reply)
-        started = time.perf_counter_ns()
+        started = time.thread_time_ns()
         self.decide()
-        decided = time.perf_counter_ns()
+        decided = time.thread_time_ns()
         self.encode()
-        encoded = time.perf_counter_ns()
+        encoded = time.thread_time_ns()
         self.digest()
-        return scan_ns, decided - started, encoded - decided, time.perf_counter_ns() - encoded
+        return scan_ns, decided - started, encoded - decided, time.thread_time_ns() - encoded
 
     def scan(self, reply: bytes) -> int:
         """Hand a reply over as a socket would, piece by piece, and return how long the reader worked, in ns.
@@ -137,9 +144,9 @@ class WarmCore:
             place = self.reader.get_buffer(len(source))
             size = min(len(place), len(source), RECEIVE_BYTES)
             place[:size] = source[:size]
-            started = time.perf_counter_ns()
+            started = time.thread_time_ns()
             self.reader.buffer_updated(size)
-            spent += time.perf_counter_ns() - started
+            spent += time.thread_time_ns() - started
             source = source[size:]
         return spent
 
@@ -162,69 +169,97 @@ class WarmCore:
         )
 
     def _take_census(self) -> None:
-        started = time.perf_counter()
         for first in range(0, self.workload.census_size, CHUNK_EVENTS):
             self.scan(Entries.of(self.workload.census(first, CHUNK_EVENTS)).reply(KEY))
             self.decide()
-        self.census_s = time.perf_counter() - started
 
 
 def measure_core(settings: CoreSettings) -> Core:
-    """Measure in a process of its own, so that its memory is all that is counted."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(_measure, settings).result()
+    """Measure in processes of their own, one after the other, so that their memory is all that is counted."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as executor:
+        return _together([executor.submit(_measure, settings).result() for _ in range(settings.runs)])
+
+
+def _together(runs: Sequence[Core]) -> Core:
+    """Return the last run with the figures of all of them; whatever else it says is the same in each."""
+
+    def joined(figures: Sequence[Figure]) -> Figure:
+        return msgspec.structs.replace(figures[0], runs=tuple(value for figure in figures for value in figure.runs))
+
+    return msgspec.structs.replace(
+        runs[-1],
+        stages=[joined(figures) for figures in zip(*(run.stages for run in runs), strict=True)],
+        total=joined([run.total for run in runs]),
+        slowest=joined([run.slowest for run in runs]),
+        reference=joined([run.reference for run in runs]),
+        yardstick_ms=joined([run.yardstick_ms for run in runs]),
+    )
+
+
+class Taken(NamedTuple):
+    """What a row of replies took and gave."""
+
+    spent_ns: npt.NDArray[np.int64]
+    """``(replies, stages)``."""
+    batch_bytes: int
+    outcomes: Counter[str]
+
+    def per_event(self) -> list[float]:
+        """Return what each stage took for one event, on average.
+
+        Not the median of the replies: a table that grows does so in few of them, and all events pay for it.
+        """
+        means: list[float] = (self.spent_ns.mean(axis=0) / CHUNK_EVENTS).tolist()
+        return means
 
 
 def _measure(settings: CoreSettings) -> Core:
     rulebook = load(RULEBOOK)
     with pinned(WORKER_CORE):
+        yardstick_before = yardstick_ms()
         reference = _reference_figure(settings, rulebook)
         empty = Memory.now()
         core = WarmCore(settings.workload, rulebook)
-        census = Memory.now()
+        census = Memory.now().since(empty)
         replies = core.replies(WARM_UP_REPLIES + settings.replies)
-        warm_up, measured = replies[:WARM_UP_REPLIES], replies[WARM_UP_REPLIES:]
-        for reply in warm_up:
-            core.take(reply)
-        outcomes: dict[str, int] = {}
-        batch_bytes = 0
+        _take_all(core, replies[:WARM_UP_REPLIES])
+        measured = replies[WARM_UP_REPLIES:]
         before = Memory.now()
-        spent = []
-        for reply in measured:
-            spent.append(core.take(reply))
-            batch_bytes += len(core.encoded)
-            outcomes = _added(outcomes, core.batch)
-        after = Memory.now()
+        taken = _take_all(core, measured)
+        growth = Memory.now().since(before)
+        yardstick_after = yardstick_ms()
     events = CHUNK_EVENTS * len(measured)
-    per_event = np.array(spent) / CHUNK_EVENTS
+    per_event = taken.per_event()
     return Core(
         keys=settings.keys,
         events=events,
         event_bytes=sum(map(len, measured)) / events,
-        batch_bytes=batch_bytes / events,
-        stages=[
-            Figure(stage, "ns/event", tuple(column))
-            for stage, column in zip(STAGES, per_event.T.tolist(), strict=True)
-        ],
-        total=Figure("total", "ns/event", tuple(per_event.sum(axis=1).tolist())),
+        batch_bytes=taken.batch_bytes / events,
+        stages=[Figure(stage, "ns/event", (mean,)) for stage, mean in zip(STAGES, per_event, strict=True)],
+        total=Figure("total", "ns/event", (sum(per_event),)),
+        slowest=Figure("slowest reply", "ms", (float(taken.spent_ns.sum(axis=1).max()) / 1e6,)),
         reference=reference,
-        measured=after.since(before),
+        measured=growth,
         # The replies that were made in between are not part of the state.
-        state=_sum(census.since(empty), after.since(before)),
+        state=census.and_then(growth),
         committed_bytes=core.engine.memory_bytes,
         records=core.engine.sizes,
-        outcomes=outcomes,
-        census_events_per_s=settings.workload.census_size / core.census_s,
+        outcomes=dict(taken.outcomes),
+        yardstick_ms=Figure("yardstick", "ms", (yardstick_before, yardstick_after)),
     )
 
 
-def _sum(*parts: Memory) -> Memory:
-    return Memory(**{name: sum(getattr(part, name) for part in parts) for name in Memory.__struct_fields__})
-
-
-def _added(outcomes: dict[str, int], batch: FastBatch) -> dict[str, int]:
-    counts = {**batch.outcomes, "duplicate": batch.counts.duplicates, "dead_letter": batch.counts.dead_letters}
-    return {name: outcomes.get(name, 0) + count for name, count in counts.items()}
+def _take_all(core: WarmCore, replies: Sequence[bytes]) -> Taken:
+    spent_ns = np.empty((len(replies), len(STAGES)), np.int64)
+    batch_bytes = 0
+    outcomes: Counter[str] = Counter()
+    for number, reply in enumerate(replies):
+        spent_ns[number] = core.take(reply)
+        batch_bytes += len(core.encoded)
+        counts = core.batch.counts
+        outcomes.update(core.batch.outcomes, duplicate=counts.duplicates, dead_letter=counts.dead_letters)
+    return Taken(spent_ns, batch_bytes, outcomes)
 
 
 # ------------------------------------------------------------------------------------------------- the peer
@@ -246,20 +281,13 @@ def _reference_figure(settings: CoreSettings, rulebook: Rulebook) -> Figure:
     runs = []
     for start in range(0, len(entries), size):
         part = entries[start : start + size]
-        started = time.perf_counter_ns()
+        started = time.thread_time_ns()
         decided = reference.decide_entries(part)
-        runs.append((time.perf_counter_ns() - started) / len(part))
+        runs.append((time.thread_time_ns() - started) / len(part))
         twin = fast.decide_entries(part)
-        assert _same(decided.counts, twin.counts) and +decided.points == _positive(twin.points), "the engines disagree"
-    return Figure("reference", "ns/event", tuple(runs))
-
-
-def _same(left: Counts, right: Counts) -> bool:
-    return msgspec.structs.astuple(left) == msgspec.structs.astuple(right)
-
-
-def _positive(points: dict[str, int]) -> dict[str, int]:
-    return {name: count for name, count in points.items() if count > 0}
+        if decided.counts != twin.counts or +decided.points != +Counter(twin.points):
+            raise RuntimeError("the engines disagree")
+    return Figure("reference", "ns/event", (float(np.median(runs)),))
 
 
 # ---------------------------------------------------------------------------------------------- for people
@@ -274,6 +302,8 @@ def summary(results: list[Core]) -> str:
     rows.append(["plain engine, decode + decide", *(_with_noise(result.reference) for result in results)])
     rows.append(["compiled over plain", *(f"{_advantage(result):,.0f} x" for result in results)])
     rows.append([f"over {results[0].keys:,} keys", *(f"{r.total.ratio_to(results[0].total):.2f}" for r in results)])
+    rows.append(["slowest reply of 8192, ms", *(_with_noise(result.slowest, 1) for result in results)])
+    rows.append(["yardstick, ms", *(_with_noise(result.yardstick_ms) for result in results)])
     rows += [[name, *(value(result) for result in results)] for name, value in MEMORY_ROWS.items()]
     return table(headings, rows)
 
@@ -283,10 +313,8 @@ def _advantage(result: Core) -> float:
     return result.reference.median / (scan.median + decide.median)
 
 
-def _with_noise(figure: Figure) -> str:
-    """Return the median and the middle half of the runs: single replies are interrupted, and that is not the core."""
-    low, high = np.percentile(figure.runs, [25, 75])
-    return f"{figure.median:,.0f} ({low:,.0f}-{high:,.0f})"
+def _with_noise(figure: Figure, places: int = 0) -> str:
+    return f"{figure.median:,.{places}f} ±{figure.noise:.0%}"
 
 
 MEMORY_ROWS: Final[dict[str, Any]] = {
@@ -296,7 +324,7 @@ MEMORY_ROWS: Final[dict[str, Any]] = {
     "tables, MiB committed": lambda result: f"{result.committed_bytes / 2**20:,.0f}",
     "bytes per record": lambda result: f"{result.bytes_per_record:,.0f}",
     "bytes per key": lambda result: f"{result.state.resident_bytes / result.keys:,.0f}",
-    "page faults per 1000 events": lambda result: f"{1000 * result.measured.minor_faults / result.events:.1f}",
+    "page faults, minor and major": lambda result: f"{result.measured.minor_faults} + {result.measured.major_faults}",
     "event, bytes": lambda result: f"{result.event_bytes:.0f}",
     "ledger, bytes per event": lambda result: f"{result.batch_bytes:.0f}",
 }

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import add, sub
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,17 @@ import msgspec
 
 from accrual.embedded import valkey_binary
 
-__all__ = ["ROOT", "SERVER_CORE", "WORKER_CORE", "Memory", "describe", "file_system_of", "pinned", "run_module", "yardstick_ms"]
+__all__ = [
+    "ROOT",
+    "SERVER_CORE",
+    "WORKER_CORE",
+    "Memory",
+    "describe",
+    "file_system_of",
+    "pinned",
+    "run_module",
+    "yardstick_ms",
+]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -52,8 +63,11 @@ class Memory(msgspec.Struct, frozen=True):
 
     def since(self, before: Memory) -> Memory:
         """Return what was added after ``before``."""
-        names = self.__struct_fields__
-        return Memory(**{name: getattr(self, name) - getattr(before, name) for name in names})
+        return Memory(*map(sub, msgspec.structs.astuple(self), msgspec.structs.astuple(before)))
+
+    def and_then(self, further: Memory) -> Memory:
+        """Return two additions together."""
+        return Memory(*map(add, msgspec.structs.astuple(self), msgspec.structs.astuple(further)))
 
 
 @contextmanager
@@ -145,7 +159,6 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
             cwd=ROOT,
             env=environment,
             check=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
         )

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 the event's id  2 the ledger  then a hash for each of  3 member  4 device  5 ip  6 phone  ('' where absent)
 -- ARGV  1 event id  2 member  3 kind  4 time in ms  5 business day  6 base points
---       7 points with the campaigns that need no member
+--       7 points with the campaigns that need no member  8 and 9 the new tier and end of the card, of member_updated
 --
 -- It is a function of a library, and not a script, so that the tables of the rulebook, which stand in front, are made
 -- once and not for every event. A hash holds all counters of one device (or member, ...), a field for each limit, as
@@ -30,6 +30,13 @@ local function decide(KEYS, ARGV)
     call('XADD', ledger, '*', 'event', ARGV[1], 'member', member, 'kind', kind, 'outcome', outcome,
       'base', ARGV[6], 'points', earned, 'reasons', reasons)
     return outcome
+  end
+
+  if kind == 'member_updated' then
+    call('HSET', member_key, 'tier', ARGV[8], 'card', ARGV[9])
+    return 'applied'
+  elseif not rule then
+    return write('deferred', 0, '')
   end
 
   local state, tier, card, pending, held, once, counted, streak =
@@ -131,7 +138,7 @@ local function decide(KEYS, ARGV)
     state = 'frozen'
   end
   if worst == 'reject' then
-    outcome, points = 'rejected', 0
+    outcome, points, kept = 'rejected', 0, {}
   else
     for _, limit in ipairs(rule.limits) do
       if windows[limit.number] and limit.measure == 'points' then

@@ -1,11 +1,15 @@
 """The peer: a worker as a good team writes it first, with redis-py (hiredis) and one Lua call per event.
 
-A consumer group brings some hundred entries at a time. Python decodes them, works out base points and those campaigns
-that need no stored state, and names the counters; one script per event (peer.lua), a whole group of them pipelined in
-one round trip, claims the id with ``SET NX``, checks and counts the limits, adds the points to the member's balance and
-writes the ledger entry. ``XACK`` follows once per group. It is competent, atomic per event, and does the same job on
-the same rulebook, with the usual simplifications: windows are fixed instead of sliding, multipliers are floating-point
-numbers, and nothing chains the ledger or keeps what a refund needs.
+A consumer group brings some hundred entries at a time. Python decodes them and works out base points and those
+campaigns that need no stored state. One call per event of a server-side function (peer.lua), a whole group of them
+pipelined in one round trip, claims the id with ``SET NX``, reads the counters of the event's four keys, checks and
+counts the limits, adds the points to the member's balance and writes the ledger entry. ``XACK`` follows once per group.
+It is competent, atomic per event, and does the same job by the same rulebook, with the usual simplifications: windows
+are fixed instead of sliding, multipliers are floating-point numbers, and nothing chains the ledger or keeps what a
+refund needs.
+
+Two things make it faster than a first draft, and were measured: the rulebook's tables live in a function library, not
+in a script; and the counters of a key share one hash, where a key for each counter and window took a third longer.
 
 ::
 
@@ -74,23 +78,16 @@ class PeerWorker:
         pipeline = self._client.pipeline(transaction=False)
         for entry_id, fields in entries:
             self._send(pipeline, int(entry_id.partition(b"-")[0]), decode(fields[b"e"]))
-        self.outcomes.update(_text(outcome) for outcome in pipeline.execute())
+        self.outcomes.update(outcome.decode() for outcome in pipeline.execute())
         self._client.xack(self._events, GROUP, *(entry_id for entry_id, _ in entries))
 
     def _send(self, pipeline: Any, arrival_ms: int, event: list[Any]) -> None:
         event += [None] * (COMPACT_ITEMS - len(event))
         event_id, kind, member, ts, amount, _, device, ip, phone, city, lines, tags, attributes = event
         rule = self._rules.get(kind)
-        if kind == "member_updated":
-            known = {"tier": attributes["tier"], "card": attributes["card_until"]}
-            pipeline.hset(f"{self._prefix}:member:{member}", mapping=known)
-            return
-        if rule is None:
-            pipeline.xadd(f"{self._prefix}:deferred", {"event": event_id, "kind": kind, "member": member})
-            return
         time_ms = min(ts, arrival_ms)
         day, minute = self._calendar.local(time_ms)
-        base = self._base(rule, amount, lines)
+        base = self._base(rule, amount, lines) if rule else 0
         points = base
         for campaign, multiplier in self._campaigns:
             if kind in campaign.kinds and _matches(campaign, day, minute, member, city, tags):
@@ -98,7 +95,8 @@ class PeerWorker:
         keys = [f"{self._prefix}:id:{event_id}", f"{self._prefix}:ledger", f"{self._prefix}:member:{member}"]
         for name, value in (("device", device), ("ip", ip), ("phone", phone)):
             keys.append(f"{self._prefix}:{name}:{value}" if value else "")
-        pipeline.fcall("decide", len(keys), *keys, event_id, member, kind, time_ms, day, int(base), points)
+        changes = (attributes["tier"], attributes["card_until"]) if attributes else ("", "")
+        pipeline.fcall("decide", len(keys), *keys, event_id, member, kind, time_ms, day, int(base), points, *changes)
 
     def _base(self, rule: EarningRule, amount: int | None, lines: list[tuple[str, int]] | None) -> float:
         if rule.points_per_yuan is None:
@@ -136,7 +134,9 @@ def library_of(rulebook: Rulebook) -> str:
 
 def _rule_table(rule: EarningRule, rulebook: Rulebook) -> dict[str | int, Any]:
     limits = [
-        _limit_table(number, limit) for number, limit in enumerate(rulebook.limits, start=1) if limit.applies_to(rule.kind)
+        _limit_table(number, limit)
+        for number, limit in enumerate(rulebook.limits, start=1)
+        if limit.applies_to(rule.kind)
     ]
     return {
         "once": rule.once,
@@ -146,8 +146,7 @@ def _rule_table(rule: EarningRule, rulebook: Rulebook) -> dict[str | int, Any]:
         "limits": limits,
         # The position of a key in KEYS, and the limits on it.
         "by_key": {
-            slot: [limit for limit in limits if limit["key"] == key]
-            for slot, key in enumerate(LIMIT_KEYS, start=3)
+            slot: [limit for limit in limits if limit["key"] == key] for slot, key in enumerate(LIMIT_KEYS, start=3)
         },
     }
 
@@ -191,16 +190,11 @@ def _needs_member(campaign: Campaign) -> bool:
     return campaign.card or campaign.tiers is not None
 
 
-def _text(reply: object) -> str:
-    """Return the outcome that a script has answered; other commands of the pipeline answer numbers or entry IDs."""
-    if isinstance(reply, bytes):
-        return "deferred" if b"-" in reply else reply.decode()
-    return "applied"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the peer from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.peer_lua", description="drain a stream with redis-py and Lua")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.peer_lua", description="drain a stream with redis-py and Lua"
+    )
     parser.add_argument("--redis", required=True, metavar="URL")
     parser.add_argument("--partition", required=True, metavar="P")
     parser.add_argument("--rulebook", required=True, metavar="FILE")

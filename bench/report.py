@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.machine import ROOT, describe
+from bench.machine import ROOT
 
 __all__ = ["RESULTS", "Figure", "save", "table"]
 
@@ -37,10 +37,6 @@ class Figure(msgspec.Struct, frozen=True):
         """Return how many times ``other`` this is."""
         return self.median / other.median
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the figure as it goes into the file."""
-        return {**msgspec.structs.asdict(self), "median": self.median, "noise": round(self.noise, 4)}
-
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table: the first column to the left, figures to the right."""
@@ -55,10 +51,24 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headings), f"|{rule}|", *map(line, rows)])
 
 
-def save(name: str, content: dict[str, Any]) -> Path:
-    """Write ``content`` and the description of the machine to ``bench/results/<name>.json`` and return where it is."""
+def save(name: str, machine: dict[str, Any], content: object) -> Path:
+    """Write what was measured on ``machine`` to ``bench/results/<name>.json`` and return where that is.
+
+    ``content`` is anything that msgspec can encode; each figure in it goes with its median and its noise.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    text = msgspec.json.encode({"machine": describe(), **content})
-    path.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
+    plain = msgspec.to_builtins({"machine": machine, "measured": content}, enc_hook=str)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(_with_medians(plain)), indent=2) + b"\n")
     return path
+
+
+def _with_medians(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_medians(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == set(Figure.__struct_fields__):
+        figure = msgspec.convert(value, Figure)
+        return {**value, "median": figure.median, "noise": round(figure.noise, 4)}
+    return {name: _with_medians(item) for name, item in value.items()}

@@ -8,12 +8,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Booleans", "Bytes", "Integers", "WORD_BYTES", "Packed", "Piece", "Rows", "Table", "Words", "beside", "constant", "decimal", "numbered"]
+__all__ = [
+    "WORD_BYTES",
+    "Booleans",
+    "Bytes",
+    "Integers",
+    "Packed",
+    "Piece",
+    "Rows",
+    "Table",
+    "Words",
+    "beside",
+    "constant",
+    "decimal",
+    "numbered",
+]
 
 Booleans = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -49,8 +64,8 @@ class Packed(NamedTuple):
 
     def strings(self) -> list[bytes]:
         """Return every string as an object: for tests and slow peers only."""
-        data, offsets = self.data.tobytes(), self.offsets.tolist()
-        return [data[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        data = self.data.tobytes()
+        return [data[start:end] for start, end in pairwise(self.offsets.tolist())]
 
     def grouped(self, size: int) -> Packed:
         """Return ``size`` neighbours at a time as one string; the last group may be smaller."""
@@ -61,7 +76,8 @@ class Packed(NamedTuple):
         words = _words_anywhere(np.append(self.data, np.zeros(WORD_BYTES, np.uint8)))
         sizes = self.sizes
         pieces = []
-        for start in range(0, int(sizes.max(initial=0)), WORD_BYTES):
+        # One piece there must be, if only to say how many rows there are.
+        for start in range(0, max(1, int(sizes.max(initial=0))), WORD_BYTES):
             taken = np.clip(sizes - start, 0, WORD_BYTES)
             # A string that has ended reads any word, of which the mask leaves nothing.
             pieces.append(Piece(words[np.minimum(self.offsets[:-1] + start, len(self.data))] & MASKS[taken], taken))
@@ -69,7 +85,7 @@ class Packed(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Up to eight bytes of every row: ``words``, zero beyond the first ``sizes`` bytes. Length 1 stands for all rows."""
+    """Up to eight bytes of every row: ``words``, zero beyond ``sizes`` bytes. An array of one stands for all rows."""
 
     words: Words
     sizes: Integers
@@ -105,7 +121,8 @@ class Rows:
     @property
     def sizes(self) -> Integers:
         """The length of each row in bytes."""
-        return sum((piece.sizes for piece in self.pieces), np.zeros(1, np.int64))
+        rows = max(len(piece.words) for piece in self.pieces)
+        return sum((piece.sizes for piece in self.pieces), np.zeros(rows, np.int64))
 
     def packed(self) -> Packed:
         """Return the rows end to end. Rows must be long enough for no word to reach into what its neighbour writes."""

@@ -1,6 +1,7 @@
 """The workload as a server sees it: ``XADD`` commands to fill a stream, and the replies that ``XREAD`` gives on it.
 
-Entry IDs are chosen here, not by the server, so that a stream's time is the workload's and every run reads the same bytes.
+Entry IDs are chosen here, not by the server, so that a stream's time is the workload's and every run reads the same
+bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
+from accrual.stream import stream_id_text
 from bench.rows import Integers, Packed, Rows, Table, beside, constant, decimal
 from bench.workload import Events
 
@@ -105,7 +107,7 @@ def command(*arguments: bytes | str | int) -> bytes:
 
 def xread_command(key: str, count: int, after: tuple[int, int]) -> bytes:
     """Return an ``XREAD`` of up to ``count`` entries behind the ID ``after``."""
-    return command("XREAD", "COUNT", count, "STREAMS", key, "%d-%d" % after)
+    return command("XREAD", "COUNT", count, "STREAMS", key, stream_id_text(after))
 
 
 def _bulk(text: bytes) -> bytes:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -104,7 +104,8 @@ class Events(NamedTuple):
     @property
     def amount_fen(self) -> Integers:
         """What was paid: the sum of the lines."""
-        return LINE_FEN[self.line].sum(axis=1)
+        amount_fen: Integers = LINE_FEN[self.line].sum(axis=1)
+        return amount_fen
 
     def compact(self) -> Packed:
         """Return the events in the compact form, canonical to the byte (SPEC section 7)."""
@@ -154,8 +155,9 @@ class Workload:
         chunks = [self._chunk(at // CHUNK_EVENTS) for at in range(first, first + count, CHUNK_EVENTS)]
         if len(chunks) == 1:
             return chunks[0]
-        *columns, duplicates = zip(*chunks, strict=True)
-        return Events(*(np.concatenate(column) for column in columns), sum(duplicates))  # type: ignore[arg-type]
+        names = [name for name in Events._fields if name != "duplicates"]
+        columns: dict[str, Any] = {name: np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in names}
+        return Events(**columns, duplicates=sum(chunk.duplicates for chunk in chunks))
 
     def census(self, first: int, count: int) -> Events:
         """Return up to ``count`` events of the census: an order of one line from each device, in turn."""
@@ -224,7 +226,8 @@ class Workload:
         """Return members, the popular ones more often: the closed inverse of the distribution, no table needed."""
         offset = max(1.0, self.members * MANDELBROT_OFFSET_SHARE)
         rank = (offset * np.expm1(draws * np.log1p(self.members / offset))).astype(np.int64)
-        return np.minimum(rank, self.members - 1) * SCATTER % self.members
+        member: Integers = np.minimum(rank, self.members - 1) * SCATTER % self.members
+        return member
 
     def _device(self, member: Integers, draws: npt.NDArray[np.float64]) -> Integers:
         has_second = (member % SECOND_DEVICE_EVERY == 0) & (member // SECOND_DEVICE_EVERY < self.devices - self.members)
@@ -345,15 +348,17 @@ TEXT_HEADS: Final = Table([_text_head(size) for size in range(32)])
 ARRAY_HEADS: Final = Table([bytes([0x90 + size]) for size in range(16)])
 KIND_TEXTS: Final = Table([_packed_text(kind.encode()) for kind in KINDS])
 CITY_TEXTS: Final = Table([_packed_text(city.encode()) for city in CITIES])
-LINES: Final = Table(
-    [b"\x92" + _packed_text(category) + _packed_integer(fen) for category, fen in LINE_VALUES] + [b""]
-)
+LINES: Final = Table([b"\x92" + _packed_text(category) + _packed_integer(fen) for category, fen in LINE_VALUES] + [b""])
 TAGS_PIECE: Final = b"\x91" + _packed_text(b"bad_weather")
 ATTRIBUTES_PIECES: Final = Table(
     [
-        b"\x82" + _packed_text(b"tier") + _packed_text(tier.encode())
+        b"\x82"
+        + _packed_text(b"tier")
+        + _packed_text(tier.encode())
         # Nine bytes of integer: every time of this century is beyond 2^32 ms.
-        + _packed_text(b"card_until") + b"\xcf" + CARD_END_MS.to_bytes(8, "big")
+        + _packed_text(b"card_until")
+        + b"\xcf"
+        + CARD_END_MS.to_bytes(8, "big")
         for tier in TIERS
     ]
 )
@@ -433,8 +438,7 @@ def _json(events: Events) -> Rows:
         return beside(constant(b'"'), text, constant(b'"'))
 
     names = {
-        name: numbered(b'"' + prefix, _number_in(events, name), width, b'"')
-        for name, (prefix, width) in NAMES.items()
+        name: numbered(b'"' + prefix, _number_in(events, name), width, b'"') for name, (prefix, width) in NAMES.items()
     }
     values = names | {
         "ip": quoted(_address(events.ip)),

@@ -15,7 +15,7 @@ from typing import Final
 import redis
 
 from accrual import __version__
-from accrual.cli import check, deadletters, ledger, rulebook, worker
+from accrual.cli import check, deadletters, demo, ledger, rulebook, worker
 from accrual.cli.arguments import Commands, add_command
 from accrual.errors import AccrualError, RulebookError, UsageError
 
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add(commands)
     deadletters.add(commands)
     rulebook.add(commands)
+    demo.add(commands)
     return parser
 
 

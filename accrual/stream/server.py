@@ -64,11 +64,13 @@ class StreamServer:
         return redis.Redis.from_url(self.url, **_client_options())
 
     def async_client(self) -> redis.asyncio.Redis:
-        """Return an asyncio client whose values are bytes; the caller closes it. It does not retry by itself."""
+        """Return an asyncio client whose values are bytes; the caller closes it.
+
+        It does not retry by itself. Raises ``TimeoutError`` where the server is silent for too long.
+        """
         if self._sentinel is not None:
             return self._sentinel.async_client()
-        # Where a command fails the worker must know at once; it decides itself what to try again.
-        return redis.asyncio.Redis.from_url(self.url, retry=_no_retry(), **_client_options())
+        return _AsyncClient.from_url(self.url, **_async_options())
 
     async def connect(self, factory: Callable[[], ConnectionT]) -> ConnectionT:
         """Open a data connection: connected, authenticated, on its database.
@@ -90,6 +92,19 @@ class StreamServer:
             return await self._sentinel.master_address()
         path = getattr(self._template, "path", None)
         return str(path) if path else (self._template.host, self._template.port)
+
+
+class _AsyncClient(redis.asyncio.Redis):
+    """A client with a timeout around each whole command.
+
+    Its own timeout (``socket_timeout``) goes through ``asyncio.wait_for``, which until Python 3.12 may swallow the
+    cancellation of a task, and then nothing could stop a worker.
+    """
+
+    async def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        """Send a command and return its reply."""
+        async with asyncio.timeout(REPLY_TIMEOUT_S):
+            return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
 
 
 class _Sentinel:
@@ -117,7 +132,7 @@ class _Sentinel:
 
     def async_client(self) -> redis.asyncio.Redis:
         client: redis.asyncio.Redis = self._async_sentinel().master_for(
-            self.service, retry=_no_retry(), **self.master, **_client_options()
+            self.service, redis_class=_AsyncClient, **self.master, **_async_options()
         )
         return client
 
@@ -133,7 +148,7 @@ class _Sentinel:
         return host, port
 
     def _async_sentinel(self) -> Any:
-        return redis.asyncio.sentinel.Sentinel(self.nodes, sentinel_kwargs=self.own | _client_options())
+        return redis.asyncio.sentinel.Sentinel(self.nodes, sentinel_kwargs=self.own | _async_options())
 
 
 def without_password(url: str) -> str:
@@ -151,8 +166,9 @@ def _client_options() -> dict[str, Any]:
     return {"protocol": 2, "socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": REPLY_TIMEOUT_S}
 
 
-def _no_retry() -> Any:
-    return Retry(NoBackoff(), 0)
+def _async_options() -> dict[str, Any]:
+    # Where a command fails the worker must know at once; it decides itself what to try again.
+    return _client_options() | {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

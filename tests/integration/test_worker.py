@@ -16,8 +16,9 @@ import redis
 import uvloop
 
 from accrual.engine import Entry, Secret
-from accrual.errors import StateMismatch, StreamError, StreamTrimmed, UnsafeServer, UsageError
-from accrual.ledger import EntriesBatch, LedgerReader, RulebookRecord
+from accrual.errors import InvalidEvent, LedgerError, StateMismatch, StreamTrimmed, UnsafeServer, UsageError
+from accrual.events import arrival_of, mapping_from_json
+from accrual.ledger import EntriesBatch, LedgerReader, RulebookRecord, entry_line
 from accrual.rulebook import load, parse
 from accrual.settings import Settings
 from accrual.stream import Keys
@@ -105,7 +106,7 @@ def scenario_entries(lines: list[bytes], encoding: str) -> Iterator[tuple[str, F
             fields = msgspec.json.decode(line)
             at_ms = fields.get("at", fields.get("ts"))
             event = compact(fields)
-        except Exception:  # noqa: BLE001 - whatever is wrong with it, it goes as it is
+        except (InvalidEvent, msgspec.DecodeError, AttributeError, UnicodeDecodeError):
             event, at_ms = None, arrival_ms
         at_ms = max(arrival_ms, at_ms if isinstance(at_ms, int) and at_ms > 0 else 0, 1)
         if encoding == "b" and batch and (at_ms != arrival_ms or event is None):
@@ -134,21 +135,35 @@ def test_every_scenario_streamed_is_decided_as_the_reference_engine_does(server:
         assert checkpoint_of(client, scenario.name).dead_letters == len(wanted.dead_letters)
 
 
+def arrivals_of(lines: list[bytes]) -> list[int]:
+    arrivals = []
+    for line in lines:
+        try:
+            arrivals.append(arrival_of(mapping_from_json(line)))
+        except InvalidEvent:
+            continue
+    return arrivals
+
+
 def test_the_vectors_come_out_of_the_stream_as_they_come_out_of_a_file(server: Server) -> None:
-    """Where arrivals do not go back, the stream's ledger has the very outcomes of the vector."""
-    scenario = next(path for path in SCENARIOS if path.name == "mixed-shanghai")
-    lines = (scenario / "events.jsonl").read_bytes().splitlines()
-    arrivals = [json.loads(line).get("at", 0) for line in lines]
-    assert arrivals == sorted(arrivals)
-    fill(server.client(), "p", scenario_entries(lines, "j"))
-    drain(server, scenario / "rulebook.toml")
-    outcomes = [json.loads(line) for line in (scenario / "outcomes.jsonl").read_bytes().splitlines()]
-    wanted = [line for line in outcomes if line["outcome"] not in ("duplicate", "dead_letter")]
-    found = [json.loads(line) for line in ledger_output(server, "p").splitlines()]
-    for line in (*wanted, *found):
-        for key in ("line", "seq", "stream_id", "index"):
-            line.pop(key, None)
-    assert found == wanted
+    """Where no arrival goes back, the stream's ledger has the very outcomes of the vector."""
+    compared = 0
+    for scenario in SCENARIOS:
+        lines = (scenario / "events.jsonl").read_bytes().splitlines()
+        arrivals = arrivals_of(lines)
+        if arrivals != sorted(arrivals):
+            continue
+        fill(server.client(), scenario.name, scenario_entries(lines, "j"))
+        drain(server, scenario / "rulebook.toml", scenario.name)
+        outcomes = [json.loads(line) for line in (scenario / "outcomes.jsonl").read_bytes().splitlines()]
+        wanted = [line for line in outcomes if line["outcome"] not in ("duplicate", "dead_letter")]
+        found = [json.loads(entry_line(*row)) for row in ledger_rows(server.client(), scenario.name)]
+        for line in (*wanted, *found):
+            for key in ("line", "seq", "stream_id", "index"):
+                line.pop(key, None)
+        assert found == wanted, scenario.name
+        compared += 1
+    assert compared >= 5
 
 
 POISON: list[dict[str, bytes]] = [
@@ -291,13 +306,13 @@ def test_a_signal_under_load_ends_the_worker_with_everything_decided_committed(
     valkey: Server, rulebook: Path, number: signal.Signals
 ) -> None:
     client = valkey.client()
-    fill(client, "p", orders(1, 20_000))
-    with WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "50") as worker:
+    fill(client, "p", orders(1, 4000))
+    with WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "4") as worker:
         wait_until(lambda: checkpoint_of(client, "p").batch > 20, "batches are committed")
         worker.signal(number)
         assert worker.wait() == 0, worker.log
     committed = checkpoint_of(client, "p").entries
-    assert 0 < committed < 19_999
+    assert 0 < committed < 3999
     assert not client.exists(Keys("p").lease)
     drain(valkey, rulebook)
     check(valkey)
@@ -523,9 +538,8 @@ def test_a_damaged_ledger_is_not_continued(valkey: Server, rulebook: Path, damag
         client.hset(keys.checkpoint, "entries", "149")
     else:
         client.delete(keys.checkpoint)
-    with pytest.raises((StateMismatch, StreamError, Exception)) as caught:
+    with pytest.raises((StateMismatch, LedgerError)):
         drain(valkey, rulebook)
-    assert type(caught.value).__name__ in ("StateMismatch", "LedgerError")
 
 
 def test_a_wrong_secret_is_refused(valkey: Server, rulebook: Path) -> None:

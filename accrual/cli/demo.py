@@ -1,0 +1,76 @@
+"""``accrual demo``: the main job by one command, on a server of its own."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from accrual.cli.arguments import Commands, add_command
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "demo",
+        "stream a member day of grocery baskets through a server and a worker of its own, and sum up",
+        "accrual demo\n  accrual demo --scale 1 --keep\n  accrual demo --serve demo-data/20261115-200000",
+        _run,
+    )
+    parser.add_argument(
+        "--scale",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="districts that live the same day: 290,731 events each, and some 150 MB of memory; default: 3",
+    )
+    parser.add_argument("--seed", type=int, default=20261115, metavar="N", help="another day; default: 20261115")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        metavar="DIR",
+        help="empty or new directory that keeps the server's data; default: demo-data/<time>",
+    )
+    parser.add_argument("--keep", action="store_true", help="let the server run at the end, until Ctrl-C")
+    parser.add_argument("--serve", type=Path, metavar="DIR", help="only serve what an earlier run left in DIR")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """Run the demo; the status is 1 where a proof fails."""
+    # No other command should wait for what this one imports.
+    from accrual.demo import run as demo
+
+    screen = demo.open_screen()
+    # However it is asked to end, it does so as at Ctrl-C: first the worker, then the server.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    if parsed.serve is not None:
+        with demo.open_server(parsed.serve, with_data=True) as server:
+            demo.wait(server, screen)
+        return 0
+    day = demo.make_day(parsed.scale, parsed.seed, screen)
+    directory = demo.new_directory(parsed.directory)
+    with demo.open_server(directory, with_data=False) as server:
+        summary = demo.run(day, server, screen)
+        if parsed.keep:
+            demo.wait(server, screen)
+    if not parsed.keep:
+        screen.show_lines(
+            ["To look at the ledger and the dead letters:", f"  accrual demo --serve {shlex.quote(str(directory))}"]
+        )
+    failed = [proof.claim for proof in summary.proofs() if not proof.holds]
+    for claim in failed:
+        print(f"accrual demo: this does not hold: {claim}", file=sys.stderr)
+    return 1 if failed else 0

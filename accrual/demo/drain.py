@@ -1,0 +1,98 @@
+"""Runs the worker on the streamed day: a process of its own, as in production, watched through the checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import redis
+
+from accrual.errors import StreamError
+from accrual.stream import Checkpoint, Keys
+
+__all__ = ["Drained", "checkpoint_of", "drain"]
+
+LOOK_INTERVAL_S: Final = 0.1
+STOP_TIMEOUT_S: Final = 15.0
+LOG_TAIL_LINES: Final = 20
+TOTAL: Final = re.compile(r" total events=(\d+) batches=(\d+) seconds=\S+ events_per_s=(\d+) ")
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """What the worker says of its run in the last line of its log."""
+
+    events: int
+    batches: int
+    events_per_s: int
+
+    @property
+    def duration_s(self) -> float:
+        """From its first read to its last commit."""
+        return self.events / max(1, self.events_per_s)
+
+
+def drain(
+    client: redis.Redis, keys: Keys, url: str, rulebook: Path, log_path: Path, look: Callable[[Checkpoint], None]
+) -> Drained:
+    """Run ``accrual worker --drain`` to its end; ten times a second ``look`` is shown the checkpoint.
+
+    Its log goes to ``log_path``. Raises ``StreamError`` with the end of the log if it fails. Whatever happens here, it
+    does not go on: it is asked to finish, as by an operator.
+    """
+    command = [sys.executable, "-m", "accrual.cli", "worker", "--drain", "--no-progress"]
+    command += ["--rulebook", str(rulebook), "--redis", url, "--partition", keys.partition]
+    with log_path.open("wb") as log:
+        # In a process group of its own it is spared a terminal's Ctrl-C: we stop it, in order.
+        worker = subprocess.Popen(
+            command, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+        )
+    try:
+        while not _ended(worker):
+            look(checkpoint_of(client, keys))
+    finally:
+        _stop(worker)
+    look(checkpoint_of(client, keys))
+    text = log_path.read_text(encoding="utf-8", errors="replace")
+    total = TOTAL.search(text)
+    if worker.returncode != 0 or total is None:
+        tail = "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
+        raise StreamError(f"the worker ended with status {worker.returncode}: {tail}")
+    return Drained(*map(int, total.groups()))
+
+
+def checkpoint_of(client: redis.Redis, keys: Keys) -> Checkpoint:
+    """Return where the partition stands."""
+    fields: Any = client.hgetall(keys.checkpoint)
+    return Checkpoint.from_hash(fields)
+
+
+def _environment() -> dict[str, str]:
+    """Return this environment without the user's settings: they are meant for other servers and partitions."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCRUAL_")}
+    # The worker must import the very modules that this process has, whatever lies in the working directory.
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+
+
+def _ended(worker: subprocess.Popen[bytes]) -> bool:
+    try:
+        worker.wait(LOOK_INTERVAL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    if worker.poll() is not None:
+        return
+    worker.terminate()
+    try:
+        worker.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()

@@ -1,0 +1,124 @@
+"""``python -m bench``: measures, prints a table and writes a JSON file that has everything about the run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench import core, drain
+from bench.machine import describe
+from bench.report import save
+from bench.workload import CHUNK_EVENTS, DEFAULT_SEED
+
+__all__ = ["main"]
+
+KEYS: Final = (100_000, 1_000_000)
+QUICK_KEYS: Final = (10_000, 100_000)
+MANY_KEYS: Final = 10_000_000
+QUICK_MEMBERS: Final = 100_000
+
+EXAMPLES: Final = """\
+examples:
+  python -m bench                           everything, some minutes
+  python -m bench --quick                   the same on little data: whether it works, not how fast it is
+  python -m bench core --many-keys          the core, with 10 million keys a table as well (12 GB of memory)
+  python -m bench drain --events 4000000 --variants single durable
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks that the command line names."""
+    parsed = _parser().parse_args(arguments)
+    before = describe()
+    _tell(f"{before['processor']}, {before['cores']} cores, {before['server']}")
+    if parsed.what in ("core", "all"):
+        _run_core(parsed, before)
+    if parsed.what in ("drain", "all"):
+        _run_drain(parsed, before)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure the compiled core, and the worker end to end, beside their ceiling and their peer.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="?", choices=("core", "drain", "all"), default="all", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, two runs: to see that it works")
+    parser.add_argument(
+        "--runs", type=_positive, metavar="N", help="runs, of which the median counts (core 3, drain 5)"
+    )
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the workload; default %(default)s")
+    parser.add_argument("--name", metavar="NAME", help="bench/results/NAME.json; default: core and drain")
+    group = parser.add_argument_group("core")
+    group.add_argument("--keys", type=_positive, nargs="+", metavar="N", help="keys a table; default 100000 1000000")
+    group.add_argument("--many-keys", action="store_true", help="10 million keys as well")
+    group.add_argument("--replies", type=_positive, metavar="N", help="replies of 8192 fresh events; default 24")
+    group = parser.add_argument_group("drain")
+    group.add_argument("--events", type=_positive, metavar="N", help="events on the stream; default 2000000")
+    group.add_argument("--members", type=_positive, metavar="N", help="members in them; default 1000000")
+    group.add_argument("--peer-events", type=_positive, metavar="N", help="events for the peer; default 50000")
+    group.add_argument("--transport", choices=("tcp", "unix"), default="tcp", help="to the server; default tcp")
+    group.add_argument("--directory", type=Path, metavar="DIR", help="for the server's files; default: a temporary one")
+    names = [variant.name for variant in drain.VARIANTS]
+    group.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def _run_core(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
+    keys = parsed.keys or (QUICK_KEYS if parsed.quick else KEYS)
+    results = []
+    for number in (*keys, MANY_KEYS) if parsed.many_keys else keys:
+        settings = core.CoreSettings(
+            keys=number,
+            replies=parsed.replies or (8 if parsed.quick else 24),
+            runs=parsed.runs or (2 if parsed.quick else 3),
+            reference_events=CHUNK_EVENTS // 8 if parsed.quick else CHUNK_EVENTS,
+            seed=parsed.seed,
+        )
+        _tell(f"core: {number:,} keys")
+        results.append((settings, core.measure_core(settings)))
+    path = save(
+        parsed.name or "core",
+        machine,
+        [{"settings": settings, "result": result} for settings, result in results],
+    )
+    print(core.summary([result for _, result in results]))
+    _tell(f"everything is in {path}")
+
+
+def _run_drain(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
+    settings = drain.DrainSettings(
+        events=parsed.events or (200_000 if parsed.quick else 2_000_000),
+        peer_events=parsed.peer_events or (CHUNK_EVENTS if parsed.quick else 50_000),
+        runs=parsed.runs or (2 if parsed.quick else 5),
+        members=parsed.members or (QUICK_MEMBERS if parsed.quick else 1_000_000),
+        seed=parsed.seed,
+        transport=parsed.transport,
+        directory=parsed.directory,
+        variants=tuple(parsed.variants),
+    )
+    result = drain.measure_drain(settings, _tell)
+    path = save(parsed.name or "drain", machine, {"settings": settings, "result": result})
+    print(drain.summary(result))
+    _tell(f"everything is in {path}")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

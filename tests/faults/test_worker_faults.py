@@ -1,0 +1,403 @@
+"""What DESIGN promises of each fault. Runs are seeded; a failure prints the seed, and ACCRUAL_TEST_SEED repeats it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from accrual.ledger import LedgerReader
+from accrual.stream import COMMIT, Keys
+from proxy import Proxy
+from servers import Server, ServerFactory, ServerKind
+from workers import (
+    NOON_MS,
+    RULEBOOK,
+    WorkerProcess,
+    checkpoint_of,
+    command,
+    compact,
+    expected,
+    fill,
+    ledger_output,
+    ledger_rows,
+    order,
+    orders,
+    stream_entries,
+    wait_until,
+)
+
+KEYS = Keys("p")
+
+
+@pytest.fixture
+def rulebook(tmp_path: Path) -> Path:
+    path = tmp_path / "rulebook.toml"
+    path.write_text(RULEBOOK, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    seed = int(os.environ.get("ACCRUAL_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    print(f"ACCRUAL_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+@contextmanager
+def producing(server: Server, partition: str, count: int, per_second: int, rng: random.Random) -> Iterator[threading.Thread]:
+    """Add ``count`` entries in the background: some duplicates, some conflicts, some poison."""
+    entries = []
+    for number in range(1, count + 1):
+        chosen = rng.choice([number] * 8 + [rng.randrange(1, number + 1)])
+        event = order(chosen) if rng.random() > 0.01 else order(chosen, amount=1)
+        value = {"e": compact(event)} if rng.random() > 0.02 else {"e": b"\xc1"}
+        entries.append((f"{NOON_MS + number}-0", value))
+    stop = threading.Event()
+
+    def produce() -> None:
+        client = redis.Redis(host="127.0.0.1", port=server.port)
+        for first in range(0, count, 50):
+            if stop.is_set():
+                break
+            fill(client, partition, entries[first : first + 50])
+            time.sleep(50 / per_second)
+        client.close()
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join()
+
+
+def drain(url: str, rulebook: Path, partition: str = "p", *flags: str) -> None:
+    with WorkerProcess(url, partition, rulebook, "--drain", *flags) as worker:
+        assert worker.wait() == 0, worker.log
+
+
+def check(server: Server, partition: str = "p") -> None:
+    """The ledger, its bytes and the counts are those of a run in which nothing happened."""
+    client = server.client()
+    entries = stream_entries(client, partition)
+    wanted = expected(entries)
+    assert ledger_rows(client, partition) == wanted.rows
+    assert ledger_output(server, partition) == wanted.ledger
+    checkpoint = checkpoint_of(client, partition)
+    assert checkpoint.stream_entries == len(entries)
+    assert checkpoint.events == len(wanted.rows) + wanted.duplicates + len(wanted.dead_letters)
+    assert client.xlen(Keys(partition).deadletters) == checkpoint.dead_letters == len(wanted.dead_letters)
+
+
+# --------------------------------------------------------------------------------------------- kill -9
+
+
+def kill_repeatedly(server: Server, rulebook: Path, rng: random.Random, kills: int) -> None:
+    """Kill workers at random moments while events come in, then compare with a run that nothing has disturbed."""
+    client = server.client()
+    landed = []
+    with producing(server, "p", 250 * kills, 500, rng):
+        for _ in range(kills):
+            flags = ("--batch-entries", str(rng.choice([1, 7, 50, 8192])), "--in-flight-batches", str(rng.randrange(1, 9)))
+            with WorkerProcess(server.url, "p", rulebook, *flags, "--linger-ms", "1", lease_ms=100) as worker:
+                before = checkpoint_of(client, "p").batch
+                if rng.random() < 0.75:
+                    wait_until(lambda: checkpoint_of(client, "p").batch > before, "the worker commits")
+                time.sleep(rng.uniform(0.0, 0.3))
+                worker.kill()
+            landed.append(checkpoint_of(client, "p").batch)
+    assert len(set(landed)) > kills // 2
+    drain(server.url, rulebook)
+    check(server)
+    # An unbroken run over the same stream, with the same secret.
+    client.copy(KEYS.events, Keys("unbroken").events)
+    drain(server.url, rulebook, "unbroken")
+    assert ledger_output(server, "unbroken") == ledger_output(server, "p")
+    assert ledger_rows(client, "unbroken") == ledger_rows(client, "p")
+    letters = [client.xrange(Keys(name).deadletters) for name in ("p", "unbroken")]
+    assert letters[0] == letters[1]
+
+
+def test_workers_killed_at_random_moments_leave_the_ledger_of_an_unbroken_run(
+    server: Server, rulebook: Path, rng: random.Random
+) -> None:
+    kill_repeatedly(server, rulebook, rng, kills=4)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_twenty_times(server: Server, rulebook: Path, rng: random.Random) -> None:
+    kill_repeatedly(server, rulebook, rng, kills=20)
+
+
+# ---------------------------------------------------------------------------------------------- zombies
+
+
+def test_a_zombie_writes_nothing_and_exits(server: Server, rulebook: Path, rng: random.Random) -> None:
+    client = server.client()
+    with producing(server, "p", 4000, 2000, rng):
+        with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "20", lease_ms=200) as zombie:
+            wait_until(lambda: checkpoint_of(client, "p").batch > 5, "the first worker works")
+            zombie.signal(signal.SIGSTOP)
+            with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "20", lease_ms=200) as heir:
+                paused_at = checkpoint_of(client, "p").batch
+                wait_until(lambda: checkpoint_of(client, "p").batch > paused_at + 3, "the second worker takes over")
+                zombie.signal(signal.SIGCONT)
+                assert zombie.wait() == 1
+                assert "was taken over by" in zombie.log.splitlines()[-1]
+                assert "Traceback" not in zombie.log
+                going = checkpoint_of(client, "p").batch
+                wait_until(lambda: checkpoint_of(client, "p").batch > going, "the heir goes on")
+                assert heir.process.poll() is None
+                assert heir.finish() == 0
+    drain(server.url, rulebook)
+    check(server)
+
+
+def test_a_paused_worker_whom_nobody_replaced_goes_on(valkey: Server, rulebook: Path, rng: random.Random) -> None:
+    client = valkey.client()
+    with producing(valkey, "p", 1500, 2000, rng):
+        with WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=100) as worker:
+            wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+            worker.signal(signal.SIGSTOP)
+            wait_until(lambda: not client.exists(KEYS.lease), "its lease runs out")
+            worker.signal(signal.SIGCONT)
+            wait_until(lambda: checkpoint_of(client, "p").events == 1500, "it goes on")
+            assert worker.finish() == 0
+    check(valkey)
+
+
+# ------------------------------------------------------------------------------------------ the network
+
+
+def test_lost_replies_and_broken_connections_lose_and_double_nothing(
+    server: Server, rulebook: Path, rng: random.Random
+) -> None:
+    client = server.client()
+    with Proxy(server.port) as proxy, producing(server, "p", 4000, 2000, rng):
+        flags = ("--batch-entries", "20", "--linger-ms", "0")
+        with WorkerProcess(proxy.url, "p", rulebook, *flags, lease_ms=5000) as worker:
+            wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+            for _ in range(6):
+                if rng.random() < 0.3:
+                    proxy.break_all()
+                else:
+                    proxy.lose_replies(rng.randrange(1, 4))
+                time.sleep(rng.uniform(0.05, 0.3))
+            wait_until(lambda: checkpoint_of(client, "p").events == 4000, "everything is committed")
+            assert worker.finish() == 0, worker.log
+            assert "Traceback" not in worker.log
+        assert proxy.lost > 0
+    check(server)
+
+
+@pytest.mark.parametrize("disturb", ["CLIENT KILL", "SCRIPT FLUSH", "CLIENT PAUSE"])
+def test_what_operators_do_is_survived(server: Server, rulebook: Path, rng: random.Random, disturb: str) -> None:
+    client = server.client()
+    disturbances: dict[str, Callable[[], object]] = {
+        "CLIENT KILL": lambda: client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
+        "SCRIPT FLUSH": lambda: client.script_flush("SYNC"),
+        "CLIENT PAUSE": lambda: client.client_pause(150),
+    }
+    # Its own producer must not be disturbed, so everything is there beforehand.
+    with producing(server, "p", 3000, 1_000_000, rng) as producer:
+        producer.join()
+        with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2", lease_ms=5000) as worker:
+            for wanted in (5, 200, 600):
+                wait_until(lambda batch=wanted: checkpoint_of(client, "p").batch > batch, "batches are committed")
+                disturbances[disturb]()
+            wait_until(lambda: checkpoint_of(client, "p").events == 3000, "everything is committed")
+            assert worker.finish() == 0, worker.log
+    check(server)
+
+
+# ------------------------------------------------------------------------------------------- the server
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_server_that_restarts_with_all_it_had_is_no_problem(
+    server_kind: ServerKind, server_factory: ServerFactory, rulebook: Path, end: str
+) -> None:
+    server = server_factory(server_kind, {"appendonly": "yes", "appendfsync": "always"})
+    client = server.client()
+    fill(client, "p", orders(1, 3000))
+    with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5", lease_ms=5000) as worker:
+        wait_until(lambda: checkpoint_of(client, "p").batch > 20, "the worker works")
+        getattr(server, end)()
+        time.sleep(0.2)
+        server.start()
+        client = server.client()
+        wait_until(lambda: checkpoint_of(client, "p").events == 2999, "everything is committed")
+        assert worker.finish() == 0, worker.log
+        assert "works again" in worker.log
+    check(server)
+
+
+def test_a_server_that_lost_commits_stops_the_worker_and_a_restart_goes_on_from_what_is_left(
+    server_factory: ServerFactory, rulebook: Path
+) -> None:
+    """As a failover to a replica that was behind does, or a restart from an older file."""
+    server = server_factory("valkey", {"appendonly": "no"})
+    client = server.client()
+    fill(client, "p", orders(1, 200))
+    with WorkerProcess(server.url, "p", rulebook, lease_ms=60_000) as worker:
+        wait_until(lambda: checkpoint_of(client, "p").events == 199, "the first orders are committed")
+        client.save()
+        fill(client, "p", orders(200, 400))
+        wait_until(lambda: checkpoint_of(client, "p").events == 399, "the others are committed")
+        server.kill()
+        server.start()
+        assert worker.wait() == 1
+        assert "it has lost commits" in worker.log.splitlines()[-1]
+    client = server.client()
+    assert checkpoint_of(client, "p").events == 199
+    client.delete(KEYS.lease)
+    fill(client, "p", orders(200, 400))
+    drain(server.url, rulebook)
+    check(server)
+
+
+def test_a_server_that_lost_everything_stops_the_worker(server_factory: ServerFactory, rulebook: Path) -> None:
+    server = server_factory("valkey")
+    fill(server.client(), "p", orders(1, 200))
+    with WorkerProcess(server.url, "p", rulebook) as worker:
+        wait_until(lambda: checkpoint_of(server.client(), "p").events == 199, "the orders are committed")
+        server.kill()
+        server.start()
+        assert worker.wait() == 1
+        assert "Traceback" not in worker.log
+
+
+def test_out_of_memory_refuses_batches_whole_and_passes(
+    server_kind: ServerKind, server_factory: ServerFactory, rulebook: Path
+) -> None:
+    server = server_factory(server_kind)
+    client = server.client()
+    fill(client, "p", orders(1, 2000))
+    with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5") as worker:
+        wait_until(lambda: checkpoint_of(client, "p").batch > 20, "the worker works")
+        client.config_set("maxmemory", "1mb")
+        time.sleep(0.2)
+        stuck = checkpoint_of(client, "p").batch
+        time.sleep(1.0)
+        assert checkpoint_of(client, "p").batch == stuck
+        assert client.xlen(KEYS.ledger) == stuck
+        # It keeps its partition meanwhile.
+        assert client.exists(KEYS.lease)
+        client.config_set("maxmemory", "0")
+        wait_until(lambda: checkpoint_of(client, "p").events == 1999, "work resumes")
+        assert worker.finish() == 0
+    log = worker.log.splitlines()
+    assert sum("OOM" in line for line in log) == 1
+    assert sum("works again" in line for line in log) == 1
+    check(server)
+
+
+def test_a_worker_stopped_while_the_server_is_full_says_so(server_factory: ServerFactory, rulebook: Path) -> None:
+    server = server_factory("valkey")
+    client = server.client()
+    fill(client, "p", orders(1, 500))
+    with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5", "--stop-timeout-ms", "300") as worker:
+        wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+        client.config_set("maxmemory", "1mb")
+        time.sleep(0.3)
+        assert worker.finish() == 1
+        assert "not landed" in worker.log.splitlines()[-1]
+    client.config_set("maxmemory", "0")
+    drain(server.url, rulebook)
+    check(server)
+
+
+def test_a_server_that_cannot_save_is_waited_for(server_factory: ServerFactory, rulebook: Path) -> None:
+    server = server_factory("valkey", {"enable-protected-configs": "yes"})
+    client = server.client()
+    fill(client, "p", orders(1, 2000))
+    with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2") as worker:
+        wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+        home = client.config_get("dir")["dir"]
+        client.config_set("save", "1 1")
+        client.config_set("dir", "/proc")
+        client.bgsave()
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "saving fails")
+        stuck = checkpoint_of(client, "p").batch
+        time.sleep(0.3)
+        assert checkpoint_of(client, "p").batch <= stuck + 1
+        client.config_set("save", "")
+        client.config_set("dir", home)
+        wait_until(lambda: checkpoint_of(client, "p").events == 1999, "work resumes")
+        assert worker.finish() == 0
+    check(server)
+
+
+# ------------------------------------------------------------------------------------------- the stream
+
+
+@pytest.mark.parametrize("loss", ["XTRIM", "XDEL", "DEL"])
+def test_a_stream_trimmed_under_the_worker_stops_it_with_a_clear_error(
+    server: Server, rulebook: Path, loss: str
+) -> None:
+    client = server.client()
+    fill(client, "p", orders(1, 3000))
+    with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2") as worker:
+        wait_until(lambda: checkpoint_of(client, "p").batch > 5, "the worker works")
+        if loss == "XTRIM":
+            client.xtrim(KEYS.events, maxlen=2, approximate=False)
+        elif loss == "XDEL":
+            client.xdel(KEYS.events, f"{NOON_MS + 2990}-0")
+        else:
+            client.delete(KEYS.events)
+        assert worker.wait() == 1
+        last = worker.log.splitlines()[-1]
+        assert any(word in last for word in ("trimmed", "deleted"))
+        assert "Traceback" not in worker.log
+    batches = list(LedgerReader(client, "p").batches())
+    assert len(batches) == checkpoint_of(client, "p").batch
+    # And it stays so: nothing is skipped silently.
+    done = command("worker", "--redis", server.url, "--partition", "p", "--rulebook", rulebook, "--drain")
+    assert done.returncode != 0
+
+
+def test_an_idle_worker_notices_that_its_stream_was_deleted(valkey: Server, rulebook: Path) -> None:
+    client = valkey.client()
+    fill(client, "p", orders(1, 20))
+    with WorkerProcess(valkey.url, "p", rulebook) as worker:
+        wait_until(lambda: checkpoint_of(client, "p").events == 19, "the worker works")
+        client.delete(KEYS.events)
+        assert worker.wait() == 1
+        assert "deleted" in worker.log.splitlines()[-1]
+
+
+def test_a_script_that_keeps_the_server_busy_is_waited_for(server_factory: ServerFactory, rulebook: Path) -> None:
+    server = server_factory("valkey", {"busy-reply-threshold": "50"})
+    client = server.client()
+    fill(client, "p", orders(1, 1000))
+    with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2") as worker:
+        wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+        busy = threading.Thread(target=spin, args=(server,))
+        busy.start()
+        time.sleep(0.6)
+        client.script_kill()
+        busy.join()
+        wait_until(lambda: checkpoint_of(client, "p").events == 999, "work resumes")
+        assert worker.finish() == 0, worker.log
+    check(server)
+
+
+def spin(server: Server) -> None:
+    client = redis.Redis(host="127.0.0.1", port=server.port, socket_timeout=30)
+    with pytest.raises(redis.ResponseError):
+        client.eval("while true do end", 0)
+    client.close()
+
+
+def test_the_commit_script_is_what_the_worker_sends(valkey: Server) -> None:
+    assert valkey.client().script_load(COMMIT.text) == COMMIT.sha1
