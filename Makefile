@@ -26,10 +26,10 @@ REDIS := $(if $(ACCRUAL_REDIS_SERVER),,$(VENV)/redis7/bin/redis-server)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-all build bench check format sanitize coverage baskets clean
+.PHONY: help demo test test-all build bench bench-core check format sanitize coverage baskets clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.has-demo $(call BUILT,$(BUILD)) ## stream a member day of grocery baskets through the whole system
 	$(call LIBRARY,$(BUILD)) $(BIN)/accrual demo $(ARGS)
@@ -42,7 +42,10 @@ test-all: $(VENV)/.has-test $(call BUILT,$(BUILD)) $(REDIS) ## run the tests wit
 
 build: $(call BUILT,$(BUILD)) ## compile the core; BUILD=release|debug|coverage|sanitize|annotate
 
-bench: $(VENV)/.has-bench $(call BUILT,release) ## measure, side by side with the ceiling and the peer
+bench: $(VENV)/.has-bench $(call BUILT,release) ## measure core and worker beside ceiling and peer; ARGS=--quick to try
+	$(BIN)/python -m bench $(ARGS)
+
+bench-core: $(VENV)/.has-bench $(call BUILT,release) ## the core under pytest-benchmark, to compare with saved runs
 	$(RUN) -m pytest bench --benchmark-only $(ARGS)
 
 # cython-lint runs pycodestyle by its bare name.

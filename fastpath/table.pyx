@@ -126,6 +126,15 @@ cdef inline void place(Table* table, uint32_t segment, uint32_t tag, uint32_t re
     table.segment_counts[segment] += 1
 
 
+cdef inline uint32_t capacity_of(const Table* table, uint32_t segment) noexcept nogil:
+    """Return how many slots a segment may fill: half to three quarters of them.
+
+    Hashes fill all segments evenly, so with one capacity for all they would split all at the same time.
+    """
+    cdef uint32_t spread = (segment * <uint32_t>0x9e3779b1) >> (34 - table.segment_shift)
+    return (<uint32_t>1 << (table.segment_shift - 1)) + spread
+
+
 cdef inline bint is_expired(const Table* table, const Header* header) noexcept nogil:
     return table.lifetime_days >= 0 and header.day < table.latest_day - table.lifetime_days
 
@@ -213,12 +222,11 @@ cdef int double_directory(Table* table) except -1 nogil:
 cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t day) except NULL nogil:
     """Add a record for a key that is not there; but for its header it is zero."""
     cdef uint32_t tag = tag_of(first)
-    cdef uint32_t size = <uint32_t>1 << table.segment_shift
     cdef uint32_t segment, record
     cdef char* memory
     while True:
         segment = segment_of(table, tag)
-        if table.segment_counts[segment] < size - size // 4:
+        if table.segment_counts[segment] < capacity_of(table, segment):
             break
         make_room(table, tag)
     if table.free_head:

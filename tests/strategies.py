@@ -116,7 +116,7 @@ def rulebook_texts(draw: st.DrawFn, version: int = 1, zone: str | None = None) -
 
 amounts = st.one_of(st.integers(0, 30_000), st.sampled_from([0, 1, 99, 100, 10**12, 10**12 - 1, 123_456_789_012]))
 # Malformed values: a field with one of these makes its event invalid, or is as good as absent.
-odd_values = st.sampled_from(
+odd_values: st.SearchStrategy[Any] = st.sampled_from(
     [None, "", [], {}, -1, 0, 2**53, 2**63, 2**64, 1.5, True, "x" * 65, "x" * 33, [[]], [["a", 1]], [1], {"a": 1}]
 )
 
@@ -135,14 +135,15 @@ def event_mappings(draw: st.DrawFn, number: int, arrival_ms: int) -> dict[str, A
     }
     if kind in ("order_paid", "order_refunded") or draw(st.booleans()):
         event["amount"] = draw(amounts)
-    for name, values in {
+    choices: dict[str, list[Any]] = {
         "order": ["o1", "o2"],
         "device": ["d1", "d2", "设备一二三四五六"],
         "ip": ["10.0.0.1", "2001:db8::1", "nonsense"],
         "phone": ["13800000001", "1"],
         "city": [*CITIES, "nowhere"],
         "tags": [[TAGS[0]], TAGS, ["other"], [""]],
-    }.items():
+    }
+    for name, values in choices.items():
         if draw(st.integers(0, 2)):
             event[name] = draw(st.sampled_from(values))
     if "amount" in event and draw(st.booleans()):

@@ -117,14 +117,14 @@ def wait(server: EmbeddedServer, screen: Screen) -> None:
 
 def _feed(day: MemberDay, server: EmbeddedServer, keys: Keys, screen: Screen) -> None:
     started_s = time.monotonic()
-    with screen.stage("streaming the member day", len(day)) as stage:
+    with screen.stage("streaming the member day", len(day), "to go") as stage:
         feed(day, keys, server.unix_socket_path, stage.reached)
     duration_s = time.monotonic() - started_s
     screen.say(f"stream: {len(day):,} events in {duration_s:.1f} s ({len(day) / duration_s:,.0f}/s), one entry each")
 
 
 def _drain(day: MemberDay, server: EmbeddedServer, keys: Keys, screen: Screen) -> Drained:
-    with screen.stage("the worker decides and commits", len(day)) as stage:
+    with screen.stage("the worker decides and commits", len(day), "lag") as stage:
 
         def look(checkpoint: Checkpoint) -> None:
             stage.reached(checkpoint.events)

@@ -35,22 +35,23 @@ CHINA: Final = timezone(timedelta(hours=8))
 
 OUTCOME_STYLES: Final = dict(zip(OUTCOMES, ("green", "yellow", "red", "cyan", "dim"), strict=True))
 ACTION_STYLES: Final = {"reject": "red", "freeze": "red", "hold": "yellow", "clamp": "cyan"}
-GROUPS: Final = {
-    "device_farm": "12 accounts on each device",
-    "phone_pool": "10 accounts on each phone number",
+DEEDS: Final = {
+    "device_farm": "12 accounts a device",
+    "phone_pool": "10 accounts a phone",
     "burst_bot": "60 orders in a minute",
-    "wash_orders": "large orders, refunded later",
-    "points_rush": "8 of the largest orders in 10 minutes",
-    "review_mill": "60 reviews in 40 minutes",
-    "proxy_crowd": "800 accounts behind each address",
+    "wash_orders": "large orders, refunded",
+    "points_rush": "8 huge orders in 10 min",
+    "review_mill": "60 reviews in 40 min",
+    "proxy_crowd": "800 accounts an address",
 }
 
 
 class Stage:
     """One stage of the work as it goes on: how many events are through, and how many a second lately."""
 
-    def __init__(self, progress: Progress, what: str, total: int | None) -> None:
+    def __init__(self, progress: Progress, what: str, total: int | None, rest: str) -> None:
         self._progress = progress
+        self._rest = rest
         self._task = progress.add_task(what, total=total, note="")
         self._samples = [(time.monotonic(), 0)]
 
@@ -63,7 +64,7 @@ class Stage:
         then_s, before = self._samples[0]
         total = self._progress.tasks[self._task].total or 0
         rate = (events - before) / max(1e-3, now_s - then_s)
-        note = f"{events:>11,} events  {rate:>9,.0f}/s  lag {max(0, int(total) - events):>11,}"
+        note = f"{events:>11,} events  {rate:>9,.0f}/s  {self._rest} {max(0, int(total) - events):>11,}"
         self._progress.update(self._task, completed=events, note=note)
 
 
@@ -76,16 +77,19 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print one line about what goes on."""
-        self._progress.print(Text(line))
+        self._progress.print(Text(line), soft_wrap=True)
 
     @contextmanager
-    def stage(self, what: str, total: int | None = None) -> Iterator[Stage]:
-        """Show ``what`` is being done, of ``total`` events where they can be counted; live on a terminal only."""
+    def stage(self, what: str, total: int | None = None, rest: str = "") -> Iterator[Stage]:
+        """Show ``what`` is being done, live on a terminal only; of ``total`` events where they can be counted.
+
+        ``rest`` is the word for those that are not through yet.
+        """
         columns = [SpinnerColumn(finished_text=" "), TextColumn("{task.description:<30}", markup=False)]
         columns += [BarColumn(28), TextColumn("{task.fields[note]}", markup=False)] if total else []
         live = Progress(*columns, console=self._progress, transient=True, disable=not self._progress.is_terminal)
         with live:
-            yield Stage(live, what, total)
+            yield Stage(live, what, total, rest)
 
     def show(self, summary: Summary, drained: Drained, rulebook: Rulebook) -> None:
         """Print the summary of a run."""
@@ -94,7 +98,7 @@ class Screen:
             *_titled("What became of the events", _outcomes(summary)),
             *_titled("Limits that tripped", _limits(summary, rulebook)),
             *_titled("Campaigns", _campaigns(summary, rulebook)),
-            *_titled("Abusers planted in the crowd", _abusers(summary)),
+            *_titled("Abusers planted in the crowd, and the points they got", _abusers(summary)),
             *_titled("Members who were frozen, and why", _frozen(summary, rulebook)),
             *_titled("Planted, and found", _planted(summary)),
             *_titled("Proof", _proofs(summary)),
@@ -122,8 +126,7 @@ def _headline(summary: Summary, drained: Drained) -> RenderableType:
             (f"{drained.events:,} events", "bold"),
             f" decided and committed in {drained.duration_s:.2f} s: ",
             (f"{drained.events_per_s:,} events/s", "bold green"),
-            f"\n{granted:,} points granted to {summary.truth.members:,} shoppers and others",
-            f" · {held:,} held for a reviewer · {summary.clamped_points:,} clamped away",
+            f"\n{granted:,} points granted · {held:,} held for a reviewer · {summary.clamped_points:,} clamped away",
         ),
         title="member day",
         expand=False,
@@ -198,21 +201,20 @@ def _campaigns(summary: Summary, rulebook: Rulebook) -> Table:
 
 
 def _abusers(summary: Summary) -> Table:
-    table = _table("group", "what they do", ">accounts", ">caught", "mostly by", ">points granted", ">points held")
+    table = _table("members", "what they do", ">tripped a limit", "mostly", ">granted", ">held")
     for group, members in summary.truth.abusers.items():
         points = [_number(summary.group_points[group, outcome]) for outcome in ("granted", "held")]
-        table.add_row(escape(group), GROUPS.get(group, ""), *_caught(summary, members), *points)
+        caught = members & summary.noticed
+        counts = f"{len(caught):,} of {len(members):,}"
+        table.add_row(escape(group), DEEDS.get(group, ""), counts, _mostly_by(summary, caught), *points)
     table.add_section()
-    lookalikes, ordinary = summary.lookalikes, summary.noticed_ordinary
-    table.add_row("(honest) neighbours", "a group leader orders for them", *_caught(summary, lookalikes), "", "")
-    whole = Text(f"{summary.truth.members:,}")
-    table.add_row("(honest) shoppers", "shop", whole, _number(len(ordinary)), _mostly_by(summary, ordinary), "", "")
+    touched = summary.lookalikes & summary.noticed
+    counts = f"{len(touched):,} of {len(summary.lookalikes):,}"
+    table.add_row("neighbours", "honest: a leader orders", counts, _mostly_by(summary, touched))
+    touched = summary.noticed_ordinary
+    counts = f"{len(touched):,} of {summary.truth.members:,}"
+    table.add_row("shoppers", "honest: they shop", counts, _mostly_by(summary, touched))
     return table
-
-
-def _caught(summary: Summary, members: frozenset[str]) -> tuple[Text, Text, str]:
-    caught = members & summary.noticed
-    return _number(len(members)), _number(len(caught)), _mostly_by(summary, caught)
 
 
 def _mostly_by(summary: Summary, members: frozenset[str]) -> str:

@@ -18,10 +18,9 @@ from accrual.ledger import Chain, EntriesBatch, LedgerReader
 from accrual.rulebook import Rulebook
 from accrual.stream import Checkpoint, Keys, last_letter, read_letters
 
-__all__ = ["LOOKALIKES", "Frozen", "Proof", "Summary", "summarise"]
+__all__ = ["Frozen", "Proof", "Summary", "summarise"]
 
-ORDINARY: Final = "ordinary"
-LOOKALIKES: Final = "lookalikes"
+PARTS: Final = ("entries", "duplicates", "dead letters")
 
 Integers = NDArray[np.int64]
 
@@ -122,7 +121,7 @@ class Summary:
         chained = f"{checkpoint.batch:,} batches chained by SHA-256, up to {checkpoint.digest.hex()[:16]}…"
         return [
             Proof(f"every event is in the stream: {streamed:,}", self.stream_entries == streamed),
-            Proof(f"events in = entries + duplicates + dead letters: {streamed:,} = {parts}", streamed == sum(counted)),
+            Proof(f"{streamed:,} events in = {parts}", streamed == sum(counted)),
             Proof("the checkpoint says the same", committed == counted and checkpoint.events == streamed),
             Proof(f"{self.dead_letters.total():,} dead letters are kept", self.dead_letters.total() == counted[2]),
             Proof(
@@ -131,9 +130,6 @@ class Summary:
             ),
             Proof(self.ledger_fault or f"the ledger is whole: {chained}", not self.ledger_fault),
         ]
-
-
-PARTS: Final = ("entries", "duplicates", "dead letters")
 
 
 def summarise(client: redis.Redis, keys: Keys, rulebook: Rulebook, truth: Truth) -> Summary:

@@ -13,7 +13,7 @@ from accrual.engine.privacy import NO_SECRET, Secret
 from accrual.engine.reference import STREAM_SLACK_DAYS
 from accrual.errors import InvalidEvent
 from accrual.events import items_of_json, mapping_from_json
-from accrual.events.text import compact_from_mapping
+from accrual.events.text import compact_from_mapping, is_json_array
 from accrual.rulebook import Rulebook, combined_multiplier
 from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
 from fastpath.resp import ReplyReader
@@ -29,6 +29,8 @@ def split_json(value: bytes) -> list[tuple[bytes, bytes | None]]:
     Raises ``ValueError`` where the value as a whole does not decode.
     """
     try:
+        if not is_json_array(value):
+            return [(value, compact_from_mapping(mapping_from_json(value)))]
         items = items_of_json(value)
     except InvalidEvent as error:
         raise ValueError(str(error)) from None

@@ -14,7 +14,7 @@ import msgspec
 from accrual.errors import InvalidEvent
 from accrual.events.model import Event, is_absent, validate
 
-__all__ = ["MAXIMUM_DEPTH", "decode_compact", "encode_compact", "encode_fields", "split_batch", "unpack"]
+__all__ = ["MAXIMUM_DEPTH", "decode_compact", "encode_compact", "split_batch", "unpack"]
 
 MAXIMUM_DEPTH: Final = 32
 POSITIONS: Final = (
@@ -68,14 +68,6 @@ def encode_compact(event: Event) -> bytes:
         attributes,
     ]
     while items[-1] is None:
-        items.pop()
-    return _encoder.encode(items)
-
-
-def encode_fields(items: list[Any]) -> bytes:
-    """Encode the thirteen ``items`` of the compact array as they are; absent ones become nil, trailing ones go."""
-    items = [None if is_absent(item) else item for item in items]
-    while items and items[-1] is None:
         items.pop()
     return _encoder.encode(items)
 

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from accrual.errors import InvalidEvent
-from accrual.events.compact import ATTRIBUTES, POSITIONS, encode_fields
-from accrual.events.model import is_absent, time_of
+from accrual.events.model import time_of
 
-__all__ = ["arrival_of", "compact_from_mapping", "items_of_json", "mapping_from_json"]
+__all__ = ["arrival_of", "compact_from_mapping", "is_json_array", "items_of_json", "mapping_from_json"]
 
+_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.json.Decoder()
 _item_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -27,12 +27,17 @@ def mapping_from_json(data: bytes) -> dict[str, Any]:
     return value
 
 
+def is_json_array(data: bytes) -> bool:
+    """Tell whether ``data``, if it is JSON at all, is an array."""
+    return data.lstrip(b" \t\r\n")[:1] == b"["
+
+
 def items_of_json(data: bytes) -> list[bytes]:
     """Split the value of a stream entry's `j` field into the bytes of its events: an object, or an array's items.
 
     Raises ``InvalidEvent`` where the value as a whole does not decode, or is an empty array.
     """
-    if data.lstrip(b" \t\r\n")[:1] != b"[":
+    if not is_json_array(data):
         mapping_from_json(data)
         return [data]
     try:
@@ -60,9 +65,17 @@ def compact_from_mapping(fields: dict[str, Any]) -> bytes:
 
     Raises ``InvalidEvent`` for what MessagePack cannot hold (an integer beyond 64 bits).
     """
-    items = [fields.get(name) for name in POSITIONS[:-1]]
-    attributes = {name: fields[name] for name in ATTRIBUTES if not is_absent(fields.get(name))}
+    get = fields.get
+    attributes = None
+    if "tier" in fields or "card_until" in fields or "immune_until" in fields:
+        attributes = {"tier": get("tier"), "card_until": get("card_until"), "immune_until": get("immune_until")}
     try:
-        return encode_fields([*items, attributes or None])
+        return _encoder.encode(
+            (
+                *(get("id"), get("kind"), get("member"), get("ts"), get("amount"), get("order")),
+                *(get("device"), get("ip"), get("phone"), get("city"), get("lines"), get("tags")),
+                attributes,
+            )
+        )
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidEvent(f"does not encode: {error}") from None

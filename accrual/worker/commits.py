@@ -74,7 +74,6 @@ class CommitQueue:
         self._unanswered: deque[int] = deque()
         # After a refusal only the first batch is sent until it lands; the others would be refused with it.
         self._probing = False
-        self._appended = asyncio.Event()
         self._moved = asyncio.Event()
 
     @property
@@ -87,7 +86,6 @@ class CommitQueue:
         self._queue.append(Waiting(commit, time.monotonic()))
         self._bytes += len(commit.value)
         self.tail = commit.after
-        self._appended.set()
         self._send()
 
     async def room(self) -> None:
@@ -146,11 +144,8 @@ class CommitQueue:
                     await self._after_refusal(connection, refusal)
                     refusal = None
                 self._send()
-            if not self._unanswered:
-                self._appended.clear()
-                await self._appended.wait()
-                continue
             try:
+                # What is appended is sent at once; so there is an answer to wait for, or a lost connection to notice.
                 reply = await connection.reply()
             except Refused as error:
                 # Those behind it find the checkpoint elsewhere; the first refusal is the one to act on.
