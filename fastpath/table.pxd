@@ -42,6 +42,7 @@ cdef struct Table:
     uint32_t* directory
     uint32_t* segment_counts
     uint8_t* segment_depths
+    int32_t* segment_days      # no record of a segment is of an earlier day
     uint32_t depth
     uint32_t segments
     uint32_t segment_shift     # log2 of a segment's slots

@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -87,6 +87,7 @@ cdef void table_free(Table* table) noexcept nogil:
     free(table.directory)
     free(table.segment_counts)
     free(table.segment_depths)
+    free(table.segment_days)
     memset(table, 0, sizeof(Table))
 
 
@@ -104,12 +105,16 @@ cdef int new_segment(Table* table, uint8_t depth) except -1 nogil:
     cdef uint8_t* depths = <uint8_t*>realloc(table.segment_depths, count)
     if depths != NULL:
         table.segment_depths = depths
-    if counts == NULL or depths == NULL:
+    cdef int32_t* days = <int32_t*>realloc(table.segment_days, count * sizeof(int32_t))
+    if days != NULL:
+        table.segment_days = days
+    if counts == NULL or depths == NULL or days == NULL:
         with gil:
             raise MemoryError()
     region_commit(&table.slots, (<uint64_t>count << table.segment_shift) * sizeof(Slot))
     counts[table.segments] = 0
     depths[table.segments] = depth
+    days[table.segments] = INT32_MAX
     table.segments = count
     return 0
 
@@ -135,36 +140,47 @@ cdef inline uint32_t capacity_of(const Table* table, uint32_t segment) noexcept 
     return (<uint32_t>1 << (table.segment_shift - 1)) + spread
 
 
-cdef inline bint is_expired(const Table* table, const Header* header) noexcept nogil:
-    return table.lifetime_days >= 0 and header.day < table.latest_day - table.lifetime_days
+cdef inline bint is_expired(const Table* table, int32_t day) noexcept nogil:
+    return table.lifetime_days >= 0 and day < table.latest_day - table.lifetime_days
 
 
 cdef int make_room(Table* table, uint32_t tag) except -1 nogil:
     """Drop what has expired from the full segment of ``tag``; split it unless that freed a quarter."""
     cdef uint32_t segment = segment_of(table, tag)
-    cdef uint32_t size = <uint32_t>1 << table.segment_shift
-    cdef Slot* slots = (<Slot*>table.slots.base) + (<uint64_t>segment << table.segment_shift)
-    cdef Slot* old = <Slot*>malloc(size * sizeof(Slot))
     cdef uint32_t before = table.segment_counts[segment]
-    cdef uint32_t i
-    if old == NULL:
+    cdef Slot* scratch = <Slot*>malloc(sizeof(Slot) << table.segment_shift)
+    if scratch == NULL:
         with gil:
             raise MemoryError()
     try:
-        memcpy(old, slots, size * sizeof(Slot))
-        memset(slots, 0, size * sizeof(Slot))
-        table.segment_counts[segment] = 0
-        for i in range(size):
-            if old[i].record:
-                if is_expired(table, <Header*>record_at(table, old[i].record - 1)):
-                    release(table, old[i].record)
-                else:
-                    place(table, segment, old[i].tag, old[i].record)
+        # To ask a record for its day is a cache miss, so a segment that is too young to have expired ones is not asked.
+        if is_expired(table, table.segment_days[segment]):
+            drop_expired(table, segment, scratch)
         if table.segment_counts[segment] > before - before // 4:
-            split(table, segment, tag, old)
+            split(table, segment, tag, scratch)
     finally:
-        free(old)
+        free(scratch)
     return 0
+
+
+cdef void drop_expired(Table* table, uint32_t segment, Slot* scratch) noexcept nogil:
+    """Free the expired records of a segment."""
+    cdef uint32_t size = <uint32_t>1 << table.segment_shift
+    cdef Slot* slots = (<Slot*>table.slots.base) + (<uint64_t>segment << table.segment_shift)
+    cdef uint32_t i
+    cdef int32_t day, oldest = INT32_MAX
+    memcpy(scratch, slots, size * sizeof(Slot))
+    memset(slots, 0, size * sizeof(Slot))
+    table.segment_counts[segment] = 0
+    for i in range(size):
+        if scratch[i].record:
+            day = (<Header*>record_at(table, scratch[i].record - 1)).day
+            if is_expired(table, day):
+                release(table, scratch[i].record)
+            else:
+                oldest = min(oldest, day)
+                place(table, segment, scratch[i].tag, scratch[i].record)
+    table.segment_days[segment] = oldest
 
 
 cdef inline void release(Table* table, uint32_t record) noexcept nogil:
@@ -186,6 +202,7 @@ cdef int split(Table* table, uint32_t segment, uint32_t tag, Slot* scratch) exce
     new_segment(table, depth + 1)
     half = table.segments - 1
     table.segment_depths[segment] = depth + 1
+    table.segment_days[half] = table.segment_days[segment]
     # Of the directory's entries for this segment, the upper half now belongs to the new one.
     first = <uint64_t>((tag >> 1) >> (31 - depth)) << (table.depth - depth)
     for i in range(1 << (table.depth - depth - 1)):
@@ -244,6 +261,7 @@ cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t d
     (<Header*>memory).second = second
     (<Header*>memory).day = day
     (<Header*>memory).next_free = record
+    table.segment_days[segment] = min(table.segment_days[segment], day)
     place(table, segment, tag, record)
     return memory
 

@@ -39,6 +39,8 @@ __all__ = [
     "order",
     "orders",
     "stream_entries",
+    "wait_for_batch",
+    "wait_for_events",
     "wait_until",
 ]
 
@@ -189,6 +191,16 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout_s} s: {what}")
         time.sleep(0.01)
+
+
+def wait_for_batch(client: redis.Redis, number: int, partition: str = "p") -> None:
+    """Wait until a batch behind ``number`` has landed."""
+    wait_until(lambda: checkpoint_of(client, partition).batch > number, f"a batch behind {number} lands")
+
+
+def wait_for_events(client: redis.Redis, events: int, partition: str = "p") -> None:
+    """Wait until exactly ``events`` have been committed."""
+    wait_until(lambda: checkpoint_of(client, partition).events == events, f"{events} events are committed")
 
 
 def environment(**variables: str) -> dict[str, str]:

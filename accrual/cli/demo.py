@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         type=_positive,
         default=3,
         metavar="N",
-        help="districts that live the same day: 290,731 events each, and some 150 MB of memory; default: 3",
+        help="districts that live the same day: 290,731 events and some 60 MB of server memory each; default: 3",
     )
     parser.add_argument("--seed", type=int, default=20261115, metavar="N", help="another day; default: 20261115")
     parser.add_argument(
@@ -53,9 +53,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from accrual.demo import run as demo
 
     screen = demo.open_screen()
-    # However it is asked to end, it does so as at Ctrl-C: first the worker, then the server.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    _end_as_at_ctrl_c()
     if parsed.serve is not None:
         with demo.open_server(parsed.serve, with_data=True) as server:
             demo.wait(server, screen)
@@ -74,3 +72,11 @@ def _run(parsed: argparse.Namespace) -> int:
     for claim in failed:
         print(f"accrual demo: this does not hold: {claim}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _end_as_at_ctrl_c() -> None:
+    """However the demo is asked to end, it stops first the worker, then the server."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Under nohup a terminal that goes away is no reason to end.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)

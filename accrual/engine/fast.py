@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -30,16 +31,23 @@ def split_json(value: bytes) -> list[tuple[bytes, bytes | None]]:
     """
     try:
         if not is_json_array(value):
-            return [(value, compact_from_mapping(mapping_from_json(value)))]
+            return [(value, _compact(mapping_from_json(value)))]
         items = items_of_json(value)
     except InvalidEvent as error:
         raise ValueError(str(error)) from None
-    return [(item, _compact(item)) for item in items]
+    return [(item, _compact_item(item)) for item in items]
 
 
-def _compact(item: bytes) -> bytes | None:
+def _compact(fields: dict[str, Any]) -> bytes | None:
     try:
-        return compact_from_mapping(mapping_from_json(item))
+        return compact_from_mapping(fields)
+    except InvalidEvent:
+        return None
+
+
+def _compact_item(item: bytes) -> bytes | None:
+    try:
+        return _compact(mapping_from_json(item))
     except InvalidEvent:
         return None
 

@@ -7,14 +7,17 @@
 -- KEYS  1 checkpoint  2 ledger  3 events  4 dead letters  5 rulebooks
 -- ARGV  1 nonce of the owner  2 number of the batch
 --       3 digest, 4 position, 5 stream entries consumed, 6 dead letters: the checkpoint's before this batch
---       7 the batch  8 SHA-256 of the rulebook that it adopts, or ''
---       9 how many arguments follow for the checkpoint: its fields and values after this batch
+--       7 position, 8 stream entries consumed: the checkpoint's after this batch
+--       9 the batch  10 SHA-256 of the rulebook that it adopts, or ''
+--       11 how many arguments follow for the checkpoint: its fields and values after this batch
 --       then for each dead letter: how many arguments follow for it, and its fields and values
 -- Returns  status, batch and digest of the checkpoint as it is now, entries added, entries removed, why
---          status: committed | owner | elsewhere | trimmed | ledger | deadletters
+--          status: committed | owner | elsewhere | trimmed | unknown | ledger | deadletters
 local checkpoint, ledger, events, deadletters, rulebooks = unpack(KEYS)
-local nonce, batch, digest, position, consumed, letters, value, adopted, fields = unpack(ARGV, 1, 9)
-local first_letter = 10 + tonumber(fields)
+local nonce, batch, digest, position, consumed, letters, through, consumed_after, value, adopted, fields =
+  unpack(ARGV, 1, 11)
+local first_field = 12
+local first_letter = first_field + tonumber(fields)
 local next_letter = tonumber(letters) + 1
 
 local now = redis.call('HMGET', checkpoint, 'owner', 'batch', 'digest', 'position', 'stream_entries', 'dead_letters')
@@ -34,6 +37,10 @@ why, added, removed = missing(events, position, tonumber(consumed))
 if why then
   return answer('trimmed', why)
 end
+-- After a failover the entries that were read may not be here, or not as many of them.
+if added < tonumber(consumed_after) or (through ~= position and #redis.call('XRANGE', events, through, through) == 0) then
+  return answer('unknown', 'the server does not have the stream entries up to ' .. through .. ' that were read')
+end
 if batch ~= '1' and redis.call('XLEN', ledger) == 0 then
   return answer('ledger', 'the ledger was deleted')
 end
@@ -48,7 +55,7 @@ while ARGV[first_letter] do
   redis.call('XADD', deadletters, next_letter .. '-0', unpack(ARGV, first_letter + 1, last))
   first_letter, next_letter = last + 1, next_letter + 1
 end
-redis.call('HSET', checkpoint, unpack(ARGV, 10, 9 + tonumber(fields)))
+redis.call('HSET', checkpoint, unpack(ARGV, first_field, first_letter - 1))
 if adopted ~= '' and pending == adopted then
   redis.call('HDEL', rulebooks, 'pending', 'pending_sha256')
 end

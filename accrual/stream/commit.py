@@ -51,6 +51,8 @@ class Commit(msgspec.Struct, frozen=True):
             stream_id_text(before.position),
             before.stream_entries,
             before.dead_letters,
+            stream_id_text(self.after.position),
+            self.after.stream_entries,
         ]
         checkpoint = [text for pair in self.after.to_hash() for text in pair]
         tail: list[Argument] = [self.adopts.hex(), len(checkpoint), *checkpoint]
@@ -85,7 +87,7 @@ class Answer(msgspec.Struct, frozen=True):
         why = why.decode(errors="replace")
         if status == b"trimmed":
             raise StreamTrimmed(why)
-        if status in (b"ledger", b"deadletters"):
+        if status in (b"unknown", b"ledger", b"deadletters"):
             raise StateMismatch(why)
         if status not in (b"committed", b"elsewhere"):
             raise StreamError(f"the commit script answered {status!r}")

@@ -15,10 +15,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import redis
 import redis.asyncio
@@ -153,12 +154,8 @@ class _Sentinel:
 
 def without_password(url: str) -> str:
     """Return ``url`` as it may be shown: without passwords."""
-    parts = urlsplit(url)
-    credentials, separator, hosts = parts.netloc.rpartition("@")
-    user = credentials.partition(":")[0]
-    shown = f"{user}:***" if ":" in credentials else user
-    query = [(name, "***" if "password" in name else value) for name, value in parse_qsl(parts.query)]
-    return urlunsplit(parts._replace(netloc=f"{shown}{separator}{hosts}", query=urlencode(query, safe="*/")))
+    url = re.sub(r"(?<=//)([^/?@]*):[^/?]*(?=@)", r"\1:***", url)
+    return re.sub(r"(?<=password=)[^&]*", "***", url)
 
 
 def _client_options() -> dict[str, Any]:

@@ -32,6 +32,8 @@ from workers import (
     order,
     orders,
     stream_entries,
+    wait_for_batch,
+    wait_for_events,
     wait_until,
 )
 
@@ -53,7 +55,9 @@ def rng() -> random.Random:
 
 
 @contextmanager
-def producing(server: Server, partition: str, count: int, per_second: int, rng: random.Random) -> Iterator[threading.Thread]:
+def producing(
+    server: Server, partition: str, count: int, per_second: int, rng: random.Random
+) -> Iterator[threading.Thread]:
     """Add ``count`` entries in the background: some duplicates, some conflicts, some poison."""
     entries = []
     for number in range(1, count + 1):
@@ -109,14 +113,19 @@ def kill_repeatedly(server: Server, rulebook: Path, rng: random.Random, kills: i
     # More than can be added in the time: the producer stops with the last kill.
     with producing(server, "p", 3000 * kills, 500, rng):
         for kill in range(kills):
-            flags = ("--batch-entries", str(rng.choice([1, 7, 50, 8192])), "--in-flight-batches", str(rng.randrange(1, 9)))
+            flags = (
+                "--batch-entries",
+                str(rng.choice([1, 7, 50, 8192])),
+                "--in-flight-batches",
+                str(rng.randrange(1, 9)),
+            )
             with WorkerProcess(server.url, "p", rulebook, *flags, "--linger-ms", "1", lease_ms=100) as worker:
                 before = checkpoint_of(client, "p").batch
                 if kill % 4 == 3:
                     # Somewhere in its start, as likely as not.
                     time.sleep(rng.uniform(0.0, 1.0))
                 else:
-                    wait_until(lambda batch=before: checkpoint_of(client, "p").batch > batch, "the worker commits")
+                    wait_for_batch(client, before)
                     time.sleep(rng.uniform(0.0, 0.3))
                 worker.kill()
             landed.append(checkpoint_of(client, "p").batch)
@@ -148,35 +157,40 @@ def test_a_worker_killed_twenty_times(server: Server, rulebook: Path, rng: rando
 
 def test_a_zombie_writes_nothing_and_exits(server: Server, rulebook: Path, rng: random.Random) -> None:
     client = server.client()
-    with producing(server, "p", 4000, 2000, rng):
-        with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "20", lease_ms=200) as zombie:
-            wait_until(lambda: checkpoint_of(client, "p").batch > 5, "the first worker works")
-            zombie.signal(signal.SIGSTOP)
-            with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "20", lease_ms=200) as heir:
-                paused_at = checkpoint_of(client, "p").batch
-                wait_until(lambda: checkpoint_of(client, "p").batch > paused_at + 3, "the second worker takes over")
-                zombie.signal(signal.SIGCONT)
-                assert zombie.wait() == 1
-                assert "was taken over by" in zombie.log.splitlines()[-1]
-                assert "Traceback" not in zombie.log
-                going = checkpoint_of(client, "p").batch
-                wait_until(lambda: checkpoint_of(client, "p").batch > going, "the heir goes on")
-                assert heir.process.poll() is None
-                assert heir.finish() == 0
+    flags = ("--batch-entries", "20")
+    with (
+        producing(server, "p", 4000, 2000, rng),
+        WorkerProcess(server.url, "p", rulebook, *flags, lease_ms=200) as zombie,
+    ):
+        wait_for_batch(client, 5)
+        zombie.signal(signal.SIGSTOP)
+        with WorkerProcess(server.url, "p", rulebook, *flags, lease_ms=200) as heir:
+            paused_at = checkpoint_of(client, "p").batch
+            wait_for_batch(client, paused_at + 3)
+            zombie.signal(signal.SIGCONT)
+            assert zombie.wait() == 1
+            assert "was taken over by" in zombie.log.splitlines()[-1]
+            assert "Traceback" not in zombie.log
+            going = checkpoint_of(client, "p").batch
+            wait_for_batch(client, going)
+            assert heir.process.poll() is None
+            assert heir.finish() == 0
     drain(server.url, rulebook)
     check(server)
 
 
 def test_a_paused_worker_whom_nobody_replaced_goes_on(valkey: Server, rulebook: Path, rng: random.Random) -> None:
     client = valkey.client()
-    with producing(valkey, "p", 1500, 2000, rng):
-        with WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=100) as worker:
-            wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
-            worker.signal(signal.SIGSTOP)
-            wait_until(lambda: not client.exists(KEYS.lease), "its lease runs out")
-            worker.signal(signal.SIGCONT)
-            wait_until(lambda: checkpoint_of(client, "p").events == 1500, "it goes on")
-            assert worker.finish() == 0
+    with (
+        producing(valkey, "p", 1500, 2000, rng),
+        WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=100) as worker,
+    ):
+        wait_for_batch(client, 3)
+        worker.signal(signal.SIGSTOP)
+        wait_until(lambda: not client.exists(KEYS.lease), "its lease runs out")
+        worker.signal(signal.SIGCONT)
+        wait_for_events(client, 1500)
+        assert worker.finish() == 0
     check(valkey)
 
 
@@ -190,14 +204,14 @@ def test_lost_replies_and_broken_connections_lose_and_double_nothing(
     with Proxy(server.port) as proxy, producing(server, "p", 4000, 2000, rng):
         flags = ("--batch-entries", "20", "--linger-ms", "0")
         with WorkerProcess(proxy.url, "p", rulebook, *flags, lease_ms=5000) as worker:
-            wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+            wait_for_batch(client, 3)
             for _ in range(6):
                 if rng.random() < 0.3:
                     proxy.break_all()
                 else:
                     proxy.lose_replies(rng.randrange(1, 4))
                 time.sleep(rng.uniform(0.05, 0.3))
-            wait_until(lambda: checkpoint_of(client, "p").events == 4000, "everything is committed")
+            wait_for_events(client, 4000)
             assert worker.finish() == 0, worker.log
             assert "Traceback" not in worker.log
         assert proxy.lost > 0
@@ -217,9 +231,9 @@ def test_what_operators_do_is_survived(server: Server, rulebook: Path, rng: rand
         producer.join()
         with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2", lease_ms=5000) as worker:
             for wanted in (5, 200, 600):
-                wait_until(lambda batch=wanted: checkpoint_of(client, "p").batch > batch, "batches are committed")
+                wait_for_batch(client, wanted)
                 disturbances[disturb]()
-            wait_until(lambda: checkpoint_of(client, "p").events == 3000, "everything is committed")
+            wait_for_events(client, 3000)
             assert worker.finish() == 0, worker.log
     check(server)
 
@@ -235,12 +249,12 @@ def test_a_server_that_restarts_with_all_it_had_is_no_problem(
     client = server.client()
     fill(client, "p", orders(1, 3000))
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5", lease_ms=5000) as worker:
-        wait_until(lambda: checkpoint_of(client, "p").batch > 20, "the worker works")
+        wait_for_batch(client, 20)
         getattr(server, end)()
         time.sleep(0.2)
         server.start()
         client = server.client()
-        wait_until(lambda: checkpoint_of(client, "p").events == 2999, "everything is committed")
+        wait_for_events(client, 2999)
         assert worker.finish() == 0, worker.log
         assert "works again" in worker.log
     check(server)
@@ -254,10 +268,10 @@ def test_a_server_that_lost_commits_stops_the_worker_and_a_restart_goes_on_from_
     client = server.client()
     fill(client, "p", orders(1, 200))
     with WorkerProcess(server.url, "p", rulebook, lease_ms=60_000) as worker:
-        wait_until(lambda: checkpoint_of(client, "p").events == 199, "the first orders are committed")
+        wait_for_events(client, 199)
         client.save()
         fill(client, "p", orders(200, 400))
-        wait_until(lambda: checkpoint_of(client, "p").events == 399, "the others are committed")
+        wait_for_events(client, 399)
         server.kill()
         server.start()
         assert worker.wait() == 1
@@ -274,7 +288,7 @@ def test_a_server_that_lost_everything_stops_the_worker(server_factory: ServerFa
     server = server_factory("valkey")
     fill(server.client(), "p", orders(1, 200))
     with WorkerProcess(server.url, "p", rulebook) as worker:
-        wait_until(lambda: checkpoint_of(server.client(), "p").events == 199, "the orders are committed")
+        wait_for_events(server.client(), 199)
         server.kill()
         server.start()
         assert worker.wait() == 1
@@ -288,7 +302,7 @@ def test_out_of_memory_refuses_batches_whole_and_passes(
     client = server.client()
     fill(client, "p", orders(1, 2000))
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5") as worker:
-        wait_until(lambda: checkpoint_of(client, "p").batch > 20, "the worker works")
+        wait_for_batch(client, 20)
         client.config_set("maxmemory", "1mb")
         time.sleep(0.2)
         stuck = checkpoint_of(client, "p").batch
@@ -298,7 +312,7 @@ def test_out_of_memory_refuses_batches_whole_and_passes(
         # It keeps its partition meanwhile.
         assert client.exists(KEYS.lease)
         client.config_set("maxmemory", "0")
-        wait_until(lambda: checkpoint_of(client, "p").events == 1999, "work resumes")
+        wait_for_events(client, 1999)
         assert worker.finish() == 0
     log = worker.log.splitlines()
     assert sum("OOM" in line for line in log) == 1
@@ -311,7 +325,7 @@ def test_a_worker_stopped_while_the_server_is_full_says_so(server_factory: Serve
     client = server.client()
     fill(client, "p", orders(1, 500))
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5", "--stop-timeout-ms", "300") as worker:
-        wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+        wait_for_batch(client, 3)
         client.config_set("maxmemory", "1mb")
         time.sleep(0.3)
         assert worker.finish() == 1
@@ -326,7 +340,7 @@ def test_a_server_that_cannot_save_is_waited_for(server_factory: ServerFactory, 
     client = server.client()
     fill(client, "p", orders(1, 2000))
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2") as worker:
-        wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+        wait_for_batch(client, 3)
         home = client.config_get("dir")["dir"]
         client.config_set("save", "1 1")
         client.config_set("dir", "/proc")
@@ -336,8 +350,8 @@ def test_a_server_that_cannot_save_is_waited_for(server_factory: ServerFactory, 
         time.sleep(0.3)
         assert checkpoint_of(client, "p").batch <= stuck + 1
         client.config_set("save", "")
-        client.config_set("dir", home)
-        wait_until(lambda: checkpoint_of(client, "p").events == 1999, "work resumes")
+        client.config_set("dir", str(home))
+        wait_for_events(client, 1999)
         assert worker.finish() == 0
     check(server)
 
@@ -352,7 +366,7 @@ def test_a_stream_trimmed_under_the_worker_stops_it_with_a_clear_error(
     client = server.client()
     fill(client, "p", orders(1, 3000))
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2") as worker:
-        wait_until(lambda: checkpoint_of(client, "p").batch > 5, "the worker works")
+        wait_for_batch(client, 5)
         if loss == "XTRIM":
             client.xtrim(KEYS.events, maxlen=2, approximate=False)
         elif loss == "XDEL":
@@ -374,7 +388,7 @@ def test_an_idle_worker_notices_that_its_stream_was_deleted(valkey: Server, rule
     client = valkey.client()
     fill(client, "p", orders(1, 20))
     with WorkerProcess(valkey.url, "p", rulebook) as worker:
-        wait_until(lambda: checkpoint_of(client, "p").events == 19, "the worker works")
+        wait_for_events(client, 19)
         client.delete(KEYS.events)
         assert worker.wait() == 1
         assert "deleted" in worker.log.splitlines()[-1]
@@ -385,13 +399,13 @@ def test_a_script_that_keeps_the_server_busy_is_waited_for(server_factory: Serve
     client = server.client()
     fill(client, "p", orders(1, 1000))
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2") as worker:
-        wait_until(lambda: checkpoint_of(client, "p").batch > 3, "the worker works")
+        wait_for_batch(client, 3)
         busy = threading.Thread(target=spin, args=(server,))
         busy.start()
         time.sleep(0.6)
         client.script_kill()
         busy.join()
-        wait_until(lambda: checkpoint_of(client, "p").events == 999, "work resumes")
+        wait_for_events(client, 999)
         assert worker.finish() == 0, worker.log
     check(server)
 

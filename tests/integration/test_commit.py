@@ -138,7 +138,9 @@ def test_a_retry_of_what_has_landed_changes_nothing(bench: Bench) -> None:
     bench.commit(first, second)
     before = bench.state()
     answers = bench.commit(first, second)
-    assert [(answer.committed, answer.batch, answer.digest) for answer in answers] == [(False, 2, digest_of(b"two"))] * 2
+    assert [(answer.committed, answer.batch, answer.digest) for answer in answers] == [
+        (False, 2, digest_of(b"two"))
+    ] * 2
     assert bench.state() == before
 
 
@@ -238,6 +240,17 @@ def test_what_was_trimmed_before_the_first_start_counts_as_unread(bench: Bench) 
         bench.commit(batch_after(Checkpoint(), 6))
 
 
+@pytest.mark.parametrize("through", [7, 20])
+def test_a_batch_of_entries_that_the_server_does_not_have_is_refused(bench: Bench, through: int) -> None:
+    """They were read before a failover, from a server that had more."""
+    bench.commit(first := batch_after(Checkpoint(), 3))
+    bench.client.xadd(KEYS.events, {"e": b"7"}, id="9-0")
+    before = bench.state()
+    with pytest.raises(StateMismatch, match=f"up to {through}-0"):
+        bench.commit(batch_after(first.after, through, b"two", letters=1))
+    assert bench.state() == before
+
+
 def test_a_ledger_that_was_deleted_is_not_continued(bench: Bench) -> None:
     bench.commit(first := batch_after(Checkpoint(), 2))
     bench.client.delete(KEYS.ledger)
@@ -298,7 +311,8 @@ def test_a_lease_keeps_others_out_until_it_runs_out_or_is_given_up(bench: Bench)
 
 def test_an_owner_whose_lease_ran_out_goes_on_if_nobody_came(bench: Bench) -> None:
     bench.client.delete(KEYS.lease)
-    assert bench.commit(first := batch_after(Checkpoint(), 2))[0].committed
+    first = batch_after(Checkpoint(), 2)
+    assert bench.commit(first)[0].committed
     bench.with_ownership(lambda ownership: ownership.beat())
     assert bench.client.get(KEYS.lease) == bench.nonce.encode()
     bench.client.delete(KEYS.lease)

@@ -84,9 +84,7 @@ def test_what_is_wrong_in_the_file_is_named(tmp_path: Path, text: str, words: li
         ({"config": "missing.toml"}, {}, ["missing.toml", "No such file"]),
     ],
 )
-def test_what_is_wrong_elsewhere_is_named(
-    flags: dict[str, Any], environment: dict[str, str], words: list[str]
-) -> None:
+def test_what_is_wrong_elsewhere_is_named(flags: dict[str, Any], environment: dict[str, str], words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         load_settings(flags, environment)
     for word in words:
