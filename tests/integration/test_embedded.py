@@ -63,9 +63,7 @@ def test_a_restart_keeps_address_and_data(server_factory: ServerFactory, server_
     assert server.client().get("points") == b"60"
 
 
-def test_a_kill_loses_only_what_was_not_written(
-    server_factory: ServerFactory, server_kind: ServerKind
-) -> None:
+def test_a_kill_loses_only_what_was_not_written(server_factory: ServerFactory, server_kind: ServerKind) -> None:
     durable = server_factory(server_kind, {"appendonly": "yes", "appendfsync": "always"})
     forgetful = server_factory(server_kind)
     for server in (durable, forgetful):
