@@ -16,8 +16,8 @@
 local checkpoint, ledger, events, deadletters, rulebooks = unpack(KEYS)
 local nonce, batch, digest, position, consumed, letters, through, consumed_after, value, adopted, fields =
   unpack(ARGV, 1, 11)
-local first_field = 12
-local first_letter = first_field + tonumber(fields)
+local first_field, last_field = 12, 11 + tonumber(fields)
+local first_letter = last_field + 1
 local next_letter = tonumber(letters) + 1
 
 local now = redis.call('HMGET', checkpoint, 'owner', 'batch', 'digest', 'position', 'stream_entries', 'dead_letters')
@@ -55,7 +55,7 @@ while ARGV[first_letter] do
   redis.call('XADD', deadletters, next_letter .. '-0', unpack(ARGV, first_letter + 1, last))
   first_letter, next_letter = last + 1, next_letter + 1
 end
-redis.call('HSET', checkpoint, unpack(ARGV, first_field, first_letter - 1))
+redis.call('HSET', checkpoint, unpack(ARGV, first_field, last_field))
 if adopted ~= '' and pending == adopted then
   redis.call('HDEL', rulebooks, 'pending', 'pending_sha256')
 end
