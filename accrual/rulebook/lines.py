@@ -17,8 +17,8 @@ class LineIndex:
         self._lines: dict[tuple[str | int, ...], int] = {}
         table: tuple[str | int, ...] = ()
         counts: dict[str, int] = {}
-        for number, line in enumerate(text.splitlines(), start=1):
-            if header := _HEADER.match(line):
+        for number, line in enumerate(text.split("\n"), start=1):
+            if header := _HEADER.match(line.rstrip("\r")):
                 name = header[2].strip("\"'")
                 table = (name,)
                 if header[1] == "[[":

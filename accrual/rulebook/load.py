@@ -52,7 +52,7 @@ def parse(text: str, name: str = "rulebook") -> Rulebook:
     """Check the rulebook ``text``; ``name`` stands for the file in findings. Raises ``RulebookError``."""
     try:
         document = tomllib.loads(text.replace("\r\n", "\n"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RulebookError([f"{name}: is not valid TOML: {error}"]) from None
     findings = Findings(name, LineIndex(text))
     rulebook = _rulebook(Table(document, (), findings), text)
@@ -266,7 +266,8 @@ def _integer(low: int, high: int) -> Callable[[Any], int]:
         if type(value) is not int:
             refuse("must be an integer")
         if not low <= value <= high:
-            refuse(f"{value} is outside {low}..{high}")
+            shown = value if abs(value) < 10**30 else "a number of more than 30 digits"
+            refuse(f"{shown} is outside {low}..{high}")
         return value
 
     return convert

@@ -462,3 +462,9 @@ def test_a_day_is_a_campaign() -> None:
     assert campaign.from_day == campaign.until_day
     assert campaign.from_day is not None
     assert [campaign.on_day(campaign.from_day + step) for step in (-1, 0, 1)] == [False, True, False]
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 5000, "0x" + "F" * 5000])
+def test_endless_numbers_are_findings(number: str) -> None:
+    with pytest.raises(RulebookError):
+        parse(f'[programme]\nname = "a"\nversion = {number}\ntimezone = "UTC"\n')
