@@ -10,14 +10,19 @@ cdef extern from "<sys/mman.h>" nogil:
     int PROT_NONE, PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE
     void* MAP_FAILED
 
+cdef extern from "<unistd.h>" nogil:
+    long sysconf(int name)
+    int _SC_PAGESIZE, _SC_PHYS_PAGES
+
 cdef enum:
     HUGE_PAGE = 2 * 1024 * 1024
     MAXIMUM_DEPTH = 18
     HUGE_SEGMENT_SHIFT = 12
 
-# Address space costs nothing until it is touched. Tables with small segments are for tests and tools, some of which
-# (valgrind) cannot give out that much of it.
-cdef uint64_t RESERVED_BYTES = <uint64_t>256 << 30
+# Address space costs nothing until it is touched, and no region can outgrow the machine's memory. Tables with small
+# segments are for tests and tools, some of which (valgrind) cannot give out that much of it.
+cdef uint64_t RESERVED_BYTES = (
+    (<uint64_t>sysconf(_SC_PHYS_PAGES) * <uint64_t>sysconf(_SC_PAGESIZE) + HUGE_PAGE) & ~<uint64_t>(HUGE_PAGE - 1))
 cdef uint64_t RESERVED_BYTES_SMALL = <uint64_t>1 << 30
 
 
