@@ -4,6 +4,7 @@ The environment variable BUILD picks the mode:
 
 ======== ==========================================================================================
 release  optimised for any machine of the platform; what a wheel holds (the default)
+native   as release, for the processor that it is built on and those like it
 debug    no optimisation, symbols, bounds checks and C assertions
 coverage line tracing, so that `coverage` sees inside the .pyx files
 sanitize AddressSanitizer and UndefinedBehaviorSanitizer; Python must run with libasan preloaded
@@ -27,6 +28,7 @@ COMPILE_FLAGS = {
     "debug": ["-O0", "-g3", "-UNDEBUG"],
     "coverage": ["-O1", "-g"],
     "sanitize": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-fno-omit-frame-pointer", *SANITIZERS],
+    "native": ["-O3", "-g1", "-march=native"],
     "annotate": ["-O3", "-g1"],
 }
 LINK_FLAGS = {"sanitize": SANITIZERS}

@@ -12,6 +12,7 @@ cdef struct Clock:
 
 
 cdef void clock_move(Clock* clock, const Rules* rules, int64_t time_ms) noexcept nogil
+cdef int32_t earliest_day(const Rules* rules, int64_t time_ms, int32_t day) noexcept nogil
 
 
 cdef inline int32_t local_day(Clock* clock, const Rules* rules, int64_t time_ms, int32_t* minute) noexcept nogil:

@@ -6,6 +6,9 @@ from fastpath.rules cimport Rules
 cdef int64_t FOLD_START_MS = <int64_t>47482 * 86400000
 cdef int64_t CYCLE_MS = <int64_t>146097 * 86400000
 
+# No clock was ever put back by more than a day.
+cdef int64_t LOOK_AHEAD_MS = <int64_t>2 * 86400000
+
 
 cdef void clock_move(Clock* clock, const Rules* rules, int64_t time_ms) noexcept nogil:
     """Look up the stretch of constant offset around ``time_ms``."""
@@ -25,3 +28,19 @@ cdef void clock_move(Clock* clock, const Rules* rules, int64_t time_ms) noexcept
     clock.until_ms = (rules.transition_ms[low + 1] if low + 1 < rules.transition_count else end) + (time_ms - folded)
     if time_ms != folded and clock.from_ms < FOLD_START_MS + (time_ms - folded):
         clock.from_ms = FOLD_START_MS + (time_ms - folded)
+
+
+cdef int32_t earliest_day(const Rules* rules, int64_t time_ms, int32_t day) noexcept nogil:
+    """Return the earliest local day that any time from ``time_ms`` on can have; ``day`` is its own.
+
+    Where clocks are put back just after midnight, the day before comes again.
+    """
+    cdef Clock clock
+    cdef int64_t at
+    cdef int32_t minute
+    clock_move(&clock, rules, time_ms)
+    while clock.until_ms - time_ms < LOOK_AHEAD_MS:
+        at = clock.until_ms
+        clock_move(&clock, rules, at)
+        day = min(day, local_day(&clock, rules, at, &minute))
+    return day

@@ -18,7 +18,7 @@ from fastpath.decide cimport (
     state_init,
     state_rules_changed,
 )
-from fastpath.decode cimport NameCache, decode_event, open_batch
+from fastpath.decode cimport Hashing, decode_event, hashing_init, open_batch
 from fastpath.encode cimport write_campaign_sets, write_columns
 from fastpath.msgpack cimport (
     Buffer,
@@ -33,7 +33,7 @@ from fastpath.msgpack cimport (
 )
 from fastpath.resp cimport ReplyReader
 from fastpath.rules cimport FlatRulebook
-from fastpath.siphash cimport SipKey
+from fastpath.siphash cimport PADDING, SipKey
 from fastpath.table cimport Move, table_bytes, table_relayout
 from fastpath.types cimport (
     STATUS_DUPLICATE,
@@ -76,7 +76,7 @@ cdef class Core:
     ``compact`` being None where an item does not encode, or raises ``ValueError`` where the whole does not decode."""
 
     cdef State state
-    cdef NameCache cache
+    cdef Hashing hashing
     cdef Rows rows
     cdef Event* events
     cdef uint32_t event_count
@@ -105,7 +105,8 @@ cdef class Core:
         self.split_json = split_json
         self.kept = []
         self.originals = {}
-        state_init(&self.state, sip, slack_days, segment_shift)
+        hashing_init(&self.hashing, sip)
+        state_init(&self.state, slack_days, segment_shift)
         self.reserve_events(INITIAL_EVENTS)
 
     def __dealloc__(self):
@@ -119,14 +120,14 @@ cdef class Core:
         ``names`` is the part of a batch's header that names it; ``moves`` gives for each table but the ids
         ``(stride, [(source, target, size), ...])``, or None where its records stay as they are.
         """
-        rulebook = FlatRulebook(description, multiplier, self.key)
+        cdef FlatRulebook rulebook = FlatRulebook(description, multiplier, self.key)
         for number, change in enumerate(moves):
             if change is not None:
                 self.relayout(TABLE_MEMBERS + number, change[0], change[1])
         self.rulebook = rulebook
         self.names = names
         self.state.multiplier = <void*>multiplier
-        state_rules_changed(&self.state)
+        state_rules_changed(&self.state, rulebook.rules.words)
 
     cdef int relayout(self, int table, uint32_t stride, list moves) except -1:
         cdef Move* rows = <Move*>malloc((len(moves) + 1) * sizeof(Move))
@@ -155,7 +156,7 @@ cdef class Core:
     def decide_entries(self, entries):
         """Decide every event of ``(ms, seq, ((name, value), ...))`` tuples."""
         cdef RawEntry raw
-        cdef bytes value, name
+        cdef bytes value, name, padded
         if not entries:
             raise ValueError("there are no entries")
         self.start()
@@ -165,11 +166,13 @@ cdef class Core:
             raw.seq = seq
             raw.field_count = len(fields)
             name, value = fields[0]
-            self.kept.append(value)
+            # The decoder wants readable bytes behind a value.
+            padded = value + bytes(PADDING)
+            self.kept.append(padded)
             # Offsets count from the value itself; the name is looked at only here.
             raw.value = 0
             raw.value_size = len(value)
-            self.take_named(PyBytes_AS_STRING(value), &raw, PyBytes_AS_STRING(name), len(name))
+            self.take_named(PyBytes_AS_STRING(padded), &raw, PyBytes_AS_STRING(name), len(name))
         self.finish(ms, seq)
 
     cdef int start(self) except -1:
@@ -226,7 +229,7 @@ cdef class Core:
             encoding = name[0]
         if encoding == b"e":
             event = self.new_event(raw, 0)
-            if decode_event(&self.rulebook.rules, &self.cache, self.state.key, value, raw.value_size, event):
+            if decode_event(&self.rulebook.rules, &self.hashing, value, raw.value_size, event):
                 event.status = STATUS_ENTRY
         elif encoding == b"b":
             self.take_batch(value, raw)
@@ -254,7 +257,7 @@ cdef class Core:
             skip(&reader, 1)
             event = self.new_event(raw, <uint32_t>index)
             if decode_event(
-                    &self.rulebook.rules, &self.cache, self.state.key, <const char*>item, reader.at - item, event):
+                    &self.rulebook.rules, &self.hashing, <const char*>item, reader.at - item, event):
                 event.status = STATUS_ENTRY
         return 0
 
@@ -262,6 +265,7 @@ cdef class Core:
         cdef Event* event
         cdef bytes compact
         cdef uint32_t index = 0
+        cdef uint64_t size
         try:
             items = self.split_json(bytes_of(value, raw.value_size))
         except ValueError:
@@ -273,11 +277,10 @@ cdef class Core:
             index += 1
             if encoded is None:
                 continue
-            compact = encoded
+            size = len(encoded)
+            compact = encoded + bytes(PADDING)
             self.kept.append(compact)
-            if decode_event(
-                    &self.rulebook.rules, &self.cache, self.state.key, PyBytes_AS_STRING(compact),
-                    PyBytes_GET_SIZE(compact), event):
+            if decode_event(&self.rulebook.rules, &self.hashing, PyBytes_AS_STRING(compact), size, event):
                 event.status = STATUS_ENTRY
         return 0
 
@@ -408,7 +411,8 @@ cdef class Core:
 
     @property
     def sizes(self):
-        """The number of live records of each table: ids, members, members' days, then windows and days of each key."""
+        """The number of live records of each table: ids, members, devices, IPs, phones, then the spilled days of the
+        last four."""
         cdef int number
         return tuple([self.state.tables[number].live for number in range(TABLES)])
 

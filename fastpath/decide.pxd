@@ -4,16 +4,14 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from fastpath.calendar cimport Clock
 from fastpath.rules cimport Rules
-from fastpath.siphash cimport SipKey
 from fastpath.table cimport Header, Region, Table
 from fastpath.types cimport MAXIMUM_WORDS, Event
 
 cdef enum:
-    # Windows and days of device, IP and phone follow in pairs: table_of_windows(key), table_of_days(key).
+    # Devices, IPs and phones follow the members, in the order of the keys; and so do the spilled days of all four.
     TABLE_IDS = 0
     TABLE_MEMBERS = 1
-    TABLE_MEMBER_DAYS = 2
-    TABLE_FIRST_KEY = 3
+    TABLE_FIRST_SPILLED = 5
     TABLES = 9
 
 cdef enum:
@@ -93,9 +91,9 @@ cdef struct State:
     Table tables[TABLES]
     Region names
     uint64_t names_size
-    SipKey key
     int32_t slack_days
     int32_t latest_day
+    int32_t first_day          # no event from now on can be of an earlier day
     Clock arrival_clock
     Clock event_clock
     DayMask days[DAY_CACHE]
@@ -103,12 +101,13 @@ cdef struct State:
     uint32_t sets_count
     uint32_t sets_capacity     # a power of two
     uint32_t* sets_index       # open addressing over sets, four places for each: number + 1
+    int32_t words              # 64-bit words of a set that count; the others are zero
     uint32_t batch
     void* multiplier           # callable: campaign numbers to (numerator, denominator)
 
-cdef int state_init(State* state, SipKey key, int32_t slack_days, uint32_t segment_shift) except -1
+cdef int state_init(State* state, int32_t slack_days, uint32_t segment_shift) except -1
 cdef void state_free(State* state) noexcept
-cdef void state_rules_changed(State* state) noexcept nogil
+cdef void state_rules_changed(State* state, int32_t words) noexcept nogil
 cdef void begin_batch(State* state) noexcept nogil
 cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t first, uint32_t end,
                        Rows* rows) except -1 nogil

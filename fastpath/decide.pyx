@@ -2,41 +2,44 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
-from fastpath.calendar cimport day_of_month, day_of_week, local_day
+from fastpath.calendar cimport day_of_month, day_of_week, earliest_day, local_day
 from fastpath.exact cimport floor_product, saturated_sum
 from fastpath.rules cimport (
     ACTION_CLAMP,
     ACTION_FREEZE,
     ACTION_HOLD,
     ACTION_REJECT,
-    KEY_MEMBER,
     MEASURE_EVENTS,
     Campaign,
     EarningRule,
     Limit,
     Rules,
+    bucket_of,
     name_find,
 )
-from fastpath.siphash cimport SipKey
 from fastpath.table cimport (
     LINE_BYTES,
     LINE_SLOTS,
     Header,
     Slot,
     Table,
+    candidate_in,
     day_hash,
-    find_day,
-    find_keyed,
-    next_slot,
+    find,
+    line_of,
+    lowest_bit,
+    match_line,
+    next_line,
+    prefetch,
     record_at,
     region_commit,
     region_free,
     region_init,
-    slot_of,
     table_free,
     table_init,
     table_insert,
     tag_of,
+    touch,
 )
 from fastpath.types cimport (
     CAUSE_LATE,
@@ -45,6 +48,11 @@ from fastpath.types cimport (
     CAUSE_NONE,
     CAUSE_ONCE,
     CAUSE_REFUND,
+    KEY_DEVICE,
+    KEY_IP,
+    KEY_MEMBER,
+    KEY_PHONE,
+    KEYS,
     KIND_FROZEN,
     KIND_REFUNDED,
     KIND_RELEASED,
@@ -66,22 +74,14 @@ from fastpath.types cimport (
     Hash128,
 )
 
-cdef extern from *:
-    """
-    #define accrual_prefetch(address) __builtin_prefetch(address)
-    #define accrual_lowest_bit(mask) __builtin_ctzll(mask)
-    """
-    void prefetch "accrual_prefetch"(const void* address) noexcept nogil
-    int lowest_bit "accrual_lowest_bit"(uint64_t mask) noexcept nogil
-
 cdef enum:
     FUTURE_TOLERANCE_MS = 600000
     BUCKETS = 8
-    KEYS = 4
     INITIAL_SETS = 256         # a power of two
     KEPT_SETS = 4096           # more are forgotten before the next batch
     SLOTS_AHEAD = 16           # events between the prefetch of slots and their decision
     RECORDS_AHEAD = 8          # and between that of records and the decision
+    MARK_OF_DAY = 2            # added to a day in its slot, so that 0 is an empty slot: no day is before -1
 
 cdef uint32_t CRC_TABLE[256]
 
@@ -99,6 +99,11 @@ cdef void fill_crc_table() noexcept:
 fill_crc_table()
 
 
+# What an event is thought to need: lines of slots and, once those have come, records; the id comes after the keys.
+cdef struct Ahead:
+    Slot* lines[KEYS + 1]
+    char* candidates[KEYS + 1]
+
 cdef struct Streak:
     int32_t last_day
     int32_t run
@@ -111,27 +116,29 @@ cdef struct Case:
     int64_t time_ms
     int32_t day
     int32_t minute
-    char* windows[KEYS]        # records of the event's keys; NULL where there is none (yet)
-    char* days[KEYS]
+    # What limits count in, by `Limit.place`: the records of the event's keys, then their slots of the day. NULL where
+    # the event lacks the key, or no limit on it applies.
+    char* places[2 * KEYS]
     uint64_t tripped
     uint32_t actions           # bit mask of the actions that tripped
     Streak streak
 
 
-cdef int state_init(State* state, SipKey key, int32_t slack_days, uint32_t segment_shift) except -1:
+cdef int state_init(State* state, int32_t slack_days, uint32_t segment_shift) except -1:
     """Prepare an empty state. ``segment_shift`` is the log2 of the slots of a table's segment."""
-    cdef int number
+    cdef int key
     memset(state, 0, sizeof(State))
-    state.key = key
     state.slack_days = slack_days
     sets_reserve(state, INITIAL_SETS)
     table_init(&state.tables[TABLE_IDS], sizeof(IdRecord), 1 + slack_days, segment_shift)
     table_init(&state.tables[TABLE_MEMBERS], MEMBER_BYTES, -1, segment_shift)
-    for number in range(TABLE_MEMBER_DAYS, TABLES):
-        # Days outlive their own by one; a window is at most a day long, so windows need a day more.
-        table_init(&state.tables[number], sizeof(Header), (1 if number % 2 == 0 else 2) + slack_days, segment_shift)
+    for key in range(KEY_DEVICE, KEYS):
+        # A window is at most a day long, and an event may be of the day before its arrival.
+        table_init(keyed_table(state, key), sizeof(Header), 2 + slack_days, segment_shift)
+    for key in range(KEYS):
+        table_init(spilled_table(state, key), sizeof(Header), 1 + slack_days, segment_shift)
     region_init(&state.names, state.tables[TABLE_MEMBERS].huge)
-    state_rules_changed(state)
+    state_rules_changed(state, 1)
     return 0
 
 
@@ -144,8 +151,9 @@ cdef void state_free(State* state) noexcept:
     free(state.sets_index)
 
 
-cdef void state_rules_changed(State* state) noexcept nogil:
-    """Forget what was derived from the former rulebook."""
+cdef void state_rules_changed(State* state, int32_t words) noexcept nogil:
+    """Forget what was derived from the former rulebook. A campaign set of the new one has ``words`` words."""
+    state.words = words
     memset(state.days, 0, sizeof(state.days))
     memset(&state.arrival_clock, 0, sizeof(state.arrival_clock))
     memset(&state.event_clock, 0, sizeof(state.event_clock))
@@ -192,29 +200,43 @@ cdef inline const char* member_name(const State* state, const Member* member) no
     return state.names.base + offset
 
 
+cdef inline bint is_member(const State* state, const Member* member, const Event* event) noexcept nogil:
+    """Tell whether a record is that of the event's member, whatever their hashes."""
+    return (member.header.first == event.keys[KEY_MEMBER].first and member.name_size == event.member.size
+            and memcmp(member_name(state, member), event.member.data, event.member.size) == 0)
+
+
 cdef Member* find_member(State* state, const Event* event) noexcept nogil:
     """Return the record of the event's member, compared by name, or NULL."""
     cdef Table* table = &state.tables[TABLE_MEMBERS]
-    cdef uint32_t tag = tag_of(event.member_hash.first)
-    cdef Slot* slot = slot_of(table, tag)
+    cdef uint32_t tag = tag_of(event.keys[KEY_MEMBER].first)
+    cdef Slot* line = line_of(table, event.keys[KEY_MEMBER].first)
+    cdef uint32_t found
+    cdef uint32_t record
+    while True:
+        found = match_line(line, tag)
+        while found:
+            record = line[lowest_bit(found)].record
+            found &= found - 1
+            if record and is_member(state, <Member*>record_at(table, record - 1), event):
+                return <Member*>record_at(table, record - 1)
+        if line[LINE_SLOTS - 1].record == 0:
+            return NULL
+        line = next_line(table, line)
+
+
+cdef Member* member_of(State* state, const Event* event, Member* candidate) except NULL nogil:
+    """Return the record of the event's member, a new one if there is none; it may be ``candidate``."""
     cdef Member* member
-    while slot.record:
-        if slot.tag == tag:
-            member = <Member*>record_at(table, slot.record - 1)
-            if (member.header.first == event.member_hash.first and member.name_size == event.member.size
-                    and memcmp(member_name(state, member), event.member.data, event.member.size) == 0):
-                return member
-        slot = next_slot(table, slot)
-    return NULL
-
-
-cdef Member* member_of(State* state, const Event* event) except NULL nogil:
-    """Return the record of the event's member, a new one if there is none."""
-    cdef Member* member = find_member(state, event)
+    if candidate != NULL and is_member(state, candidate, event):
+        touch(&state.tables[TABLE_MEMBERS], candidate)
+        return candidate
+    member = find_member(state, event)
     if member != NULL:
+        touch(&state.tables[TABLE_MEMBERS], member)
         return member
     member = <Member*>table_insert(
-        &state.tables[TABLE_MEMBERS], event.member_hash.first, event.member_hash.second, 0)
+        &state.tables[TABLE_MEMBERS], event.keys[KEY_MEMBER].first, event.keys[KEY_MEMBER].second, 0)
     member.name_size = <uint8_t>event.member.size
     if event.member.size <= INLINE_NAME:
         memcpy(member.name, event.member.data, event.member.size)
@@ -228,31 +250,28 @@ cdef Member* member_of(State* state, const Event* event) except NULL nogil:
 
 # Counters: a limit's part of a record.
 
-cdef inline int64_t sliding_index(const Limit* limit, int64_t time_ms) noexcept nogil:
-    """Return the bucket index plus one, so that 0 can mean that nothing was counted yet."""
-    return time_ms // limit.bucket_ms + 1
+cdef inline void drop_stale(uint32_t* buckets, int64_t latest, int64_t index) noexcept nogil:
+    """Empty the buckets that leave the window when its latest index moves on to ``index``."""
+    if latest == 0 or index - latest >= BUCKETS:
+        memset(buckets, 0, BUCKETS * sizeof(uint32_t))
+        return
+    while latest < index:
+        latest += 1
+        buckets[latest & (BUCKETS - 1)] = 0
 
 
-cdef inline int64_t advance(int64_t latest, int64_t index, int64_t* stale) noexcept nogil:
-    """Return the latest index as an event at ``index`` leaves it, and how many buckets that takes from the window."""
-    if index <= latest:
-        stale[0] = 0
-        return latest
-    stale[0] = BUCKETS if latest == 0 or index - latest >= BUCKETS else index - latest
-    return index
-
-
-cdef int64_t count_sliding(char* at, const Limit* limit, int64_t time_ms) noexcept nogil:
-    """Count one event and return the total."""
+cdef inline int64_t count_sliding(char* at, int64_t index) noexcept nogil:
+    """Count one event in the bucket of ``index`` and return the total."""
     cdef int64_t* latest = <int64_t*>at
     cdef uint32_t* buckets = <uint32_t*>(at + 8)
-    cdef int64_t index = sliding_index(limit, time_ms)
-    cdef int64_t stale, total = 0
+    cdef int64_t total = 0
     cdef int i
-    latest[0] = advance(latest[0], index, &stale)
-    for i in range(<int>stale):
-        buckets[(latest[0] - i) & (BUCKETS - 1)] = 0
-    i = <int>(max(index, latest[0] - BUCKETS + 1) & (BUCKETS - 1))
+    if index > latest[0]:
+        drop_stale(buckets, latest[0], index)
+        latest[0] = index
+    elif index < latest[0] - BUCKETS + 1:
+        index = latest[0] - BUCKETS + 1
+    i = <int>(index & (BUCKETS - 1))
     if buckets[i] != <uint32_t>0xffffffff:
         buckets[i] += 1
     for i in range(BUCKETS):
@@ -260,27 +279,33 @@ cdef int64_t count_sliding(char* at, const Limit* limit, int64_t time_ms) noexce
     return total
 
 
-cdef int64_t points_sliding(const char* at, const Limit* limit, int64_t time_ms) noexcept nogil:
-    """Return the total as an event at ``time_ms`` would see it; nothing moves."""
+cdef inline int64_t points_sliding(const char* at, int64_t index) noexcept nogil:
+    """Return the total as an event in the bucket of ``index`` would see it; nothing moves."""
     cdef int64_t latest = (<const int64_t*>at)[0]
     cdef const int64_t* buckets = <const int64_t*>(at + 8)
-    cdef int64_t stale, total = 0, index
-    advance(latest, sliding_index(limit, time_ms), &stale)
-    for index in range(latest - BUCKETS + 1 + stale, latest + 1):
-        total = saturated_sum(total, buckets[index & (BUCKETS - 1)])
+    cdef int64_t total = 0
+    cdef int64_t i
+    if latest == 0 or index - latest >= BUCKETS:
+        return 0
+    for i in range(max(latest, index) - BUCKETS + 1, latest + 1):
+        total = saturated_sum(total, buckets[i & (BUCKETS - 1)])
     return total
 
 
-cdef void add_points_sliding(char* at, const Limit* limit, int64_t time_ms, int64_t points) noexcept nogil:
+cdef inline void add_points_sliding(char* at, int64_t index, int64_t points) noexcept nogil:
     cdef int64_t* latest = <int64_t*>at
     cdef int64_t* buckets = <int64_t*>(at + 8)
-    cdef int64_t index = sliding_index(limit, time_ms)
-    cdef int64_t stale
-    cdef int i
-    latest[0] = advance(latest[0], index, &stale)
-    for i in range(<int>stale):
-        buckets[(latest[0] - i) & (BUCKETS - 1)] = 0
-    i = <int>(max(index, latest[0] - BUCKETS + 1) & (BUCKETS - 1))
+    cdef int64_t i
+    if index > latest[0]:
+        if latest[0] == 0 or index - latest[0] >= BUCKETS:
+            memset(buckets, 0, BUCKETS * sizeof(int64_t))
+        else:
+            for i in range(latest[0] + 1, index + 1):
+                buckets[i & (BUCKETS - 1)] = 0
+        latest[0] = index
+    elif index < latest[0] - BUCKETS + 1:
+        index = latest[0] - BUCKETS + 1
+    i = index & (BUCKETS - 1)
     buckets[i] = saturated_sum(buckets[i], points)
 
 
@@ -324,63 +349,94 @@ cdef int64_t see_on_day(char* at, const Limit* limit, uint32_t member) noexcept 
 
 # The records of an event's keys
 
-cdef inline const Hash128* hash_of_key(const Event* event, int key) noexcept nogil:
-    if key == KEY_MEMBER:
-        return &event.member_hash
-    return &event.device_hash + (key - 1)
+cdef inline Table* keyed_table(State* state, int key) noexcept nogil:
+    """Return the table with a record for each member, device, IP or phone."""
+    return &state.tables[TABLE_MEMBERS + key]
 
 
-cdef inline Table* windows_table(State* state, int key) noexcept nogil:
-    return &state.tables[TABLE_MEMBERS if key == KEY_MEMBER else TABLE_FIRST_KEY + 2 * (key - 1)]
+cdef inline Table* spilled_table(State* state, int key) noexcept nogil:
+    """Return the table of days that lost their slot to another day but may be asked for again."""
+    return &state.tables[TABLE_FIRST_SPILLED + key]
 
 
-cdef inline Table* days_table(State* state, int key) noexcept nogil:
-    return &state.tables[TABLE_MEMBER_DAYS if key == KEY_MEMBER else TABLE_FIRST_KEY + 2 * (key - 1) + 1]
+cdef char* spilled_slot(State* state, const Event* event, int key, int32_t day, bint wanted) except? NULL nogil:
+    """Return the spilled slot of a key's day, a new one if ``wanted``, or NULL."""
+    cdef const Hash128* hash = &event.keys[key]
+    cdef Table* table = spilled_table(state, key)
+    cdef char* record = find(table, day_hash(hash.first, day), hash.second)
+    if record == NULL:
+        if not wanted:
+            return NULL
+        record = table_insert(table, day_hash(hash.first, day), hash.second, day)
+    touch(table, record)
+    return record + sizeof(Header)
 
 
-cdef inline uint64_t second_of_day(const Case* case, int key) noexcept nogil:
-    """Return what identifies a key's day beside the hash: a member's number, exactly, or the rest of the hash."""
-    return case.member.header.next_free if key == KEY_MEMBER else hash_of_key(case.event, key).second
+cdef int turn_slot(State* state, const Rules* rules, Case* case, int key, char* slot) except -1 nogil:
+    """Give a slot that holds another day to the day of the event.
+
+    A record has two slots, one for even and one for odd days. On a stream arrivals never go back, so a day that is
+    followed by the next but one is over. Offline they may, and the day is put aside.
+    """
+    cdef int32_t* mark = <int32_t*>slot
+    cdef uint32_t size = rules.day_bytes[key]
+    cdef int32_t former = mark[0] - MARK_OF_DAY
+    cdef char* spilled
+    if mark[0] and former >= state.first_day:
+        memcpy(spilled_slot(state, case.event, key, former, True), slot, size)
+    spilled = NULL
+    if spilled_table(state, key).live:
+        spilled = spilled_slot(state, case.event, key, case.day, False)
+    if spilled != NULL:
+        memcpy(slot, spilled, size)
+    else:
+        memset(slot, 0, size)
+        mark[0] = case.day + MARK_OF_DAY
+    return 0
 
 
-cdef void find_records(State* state, const Rules* rules, Case* case) noexcept nogil:
-    """Look up the records that the event's limits may need."""
+cdef inline int find_slot(State* state, const Rules* rules, Case* case, int key) except -1 nogil:
+    """Leave where the key counts on the day of the event."""
+    cdef char* slot = case.places[key] + rules.day_offset[key] + (case.day & 1) * rules.day_bytes[key]
+    if (<int32_t*>slot)[0] != case.day + MARK_OF_DAY:
+        turn_slot(state, rules, case, key, slot)
+    case.places[KEYS + key] = slot
+    return 0
+
+
+cdef inline int find_member_places(State* state, const Rules* rules, Case* case, char* candidate) except -1 nogil:
+    """Leave the record of the event's member, and the slot of its day if the rule or a limit counts by it."""
+    case.member = member_of(state, case.event, <Member*>candidate)
+    case.places[KEY_MEMBER] = <char*>case.member
+    case.places[KEYS + KEY_MEMBER] = NULL
+    if case.rule.daily_keys & (1 << KEY_MEMBER):
+        find_slot(state, rules, case, KEY_MEMBER)
+    return 0
+
+
+cdef inline int find_places(State* state, const Rules* rules, Case* case, char** candidates) except -1 nogil:
+    """Leave the records of the event's other keys on which the rule has limits, and their slots of the day."""
     cdef int key
     cdef const Hash128* hash
-    for key in range(KEYS):
-        hash = hash_of_key(case.event, key)
-        case.windows[key] = NULL
-        case.days[key] = NULL
-        if hash.first == 0:
+    cdef Table* table
+    cdef Header* header
+    for key in range(KEY_DEVICE, KEYS):
+        hash = &case.event.keys[key]
+        case.places[key] = case.places[KEYS + key] = NULL
+        if hash.first == 0 or not case.rule.keys & (1 << key):
             continue
-        if key == KEY_MEMBER:
-            case.windows[key] = <char*>case.member
-        elif rules.key_windows[key]:
-            case.windows[key] = find_keyed(windows_table(state, key), hash.first, hash.second)
-        if rules.key_days[key] or (key == KEY_MEMBER and case.rule.max_per_day):
-            case.days[key] = find_day(
-                days_table(state, key), day_hash(hash.first, case.day), second_of_day(case, key), case.day)
-
-
-cdef char* counters_of(State* state, Case* case, const Limit* limit) except NULL nogil:
-    """Return the limit's counters, in a new record if the key has none yet."""
-    cdef int key = limit.key
-    cdef const Hash128* hash = hash_of_key(case.event, key)
-    if limit.sliding:
-        if case.windows[key] == NULL:
-            case.windows[key] = table_insert(windows_table(state, key), hash.first, hash.second, case.day)
-        elif key != KEY_MEMBER and (<Header*>case.windows[key]).day < case.day:
-            (<Header*>case.windows[key]).day = case.day
-        return case.windows[key] + limit.offset
-    return days_record(state, case, key) + limit.offset
-
-
-cdef char* days_record(State* state, Case* case, int key) except NULL nogil:
-    if case.days[key] == NULL:
-        case.days[key] = table_insert(
-            days_table(state, key), day_hash(hash_of_key(case.event, key).first, case.day),
-            second_of_day(case, key), case.day)
-    return case.days[key]
+        table = keyed_table(state, key)
+        header = <Header*>candidates[key]
+        if header == NULL or header.first != hash.first or header.second != hash.second:
+            header = <Header*>find(table, hash.first, hash.second)
+        if header == NULL:
+            header = <Header*>table_insert(table, hash.first, hash.second, case.day)
+        touch(table, header)
+        header.day = max(header.day, case.day)
+        case.places[key] = <char*>header
+        if case.rule.daily_keys & (1 << key):
+            find_slot(state, rules, case, key)
+    return 0
 
 
 # Step 9: the base and the campaigns
@@ -462,10 +518,10 @@ cdef int sets_reserve(State* state, uint32_t capacity) except -1:
 
 
 cdef inline uint32_t set_position(const State* state, const uint64_t* words) noexcept nogil:
-    """Return where the search for a set starts; words beyond the rulebook's are zero."""
+    """Return where the search for a set starts."""
     cdef uint64_t hash = 0
     cdef int i
-    for i in range(MAXIMUM_WORDS):
+    for i in range(state.words):
         hash = (hash ^ words[i]) * <uint64_t>0x9e3779b97f4a7c15
         hash ^= hash >> 29
     return <uint32_t>hash & (4 * state.sets_capacity - 1)
@@ -477,7 +533,7 @@ cdef CampaignSet* campaign_set(State* state, const Rules* rules, const uint64_t*
     cdef CampaignSet* known
     while state.sets_index[position]:
         known = &state.sets[state.sets_index[position] - 1]
-        if memcmp(known.words, words, MAXIMUM_WORDS * sizeof(uint64_t)) == 0:
+        if known.words[0] == words[0] and (state.words == 1 or memcmp(known.words, words, sizeof(known.words)) == 0):
             return known
         position = (position + 1) & (4 * state.sets_capacity - 1)
     with gil:
@@ -534,113 +590,92 @@ cdef inline void compute_base(Case* case, uint64_t* high, uint64_t* low) noexcep
 
 # Steps 10 to 12
 
-cdef inline void trip(Rows* rows, Case* case, int32_t number, const Limit* limit, int64_t* observed,
-                      int64_t value) noexcept nogil:
-    case.tripped |= <uint64_t>1 << number
+cdef inline void trip(Case* case, const Limit* limit, int64_t* observed, int64_t value) noexcept nogil:
+    case.tripped |= <uint64_t>1 << limit.number
     case.actions |= <uint32_t>1 << limit.action
-    observed[number] = value
+    observed[limit.number] = value
 
 
-cdef int count_event(State* state, const Rules* rules, Case* case, Rows* rows, int64_t* observed) except -1 nogil:
+cdef inline void count_event(Case* case, int64_t* observed) noexcept nogil:
     """Step 10: count the event on the limits on events and members."""
-    cdef uint64_t mask = case.rule.counting_limits
-    cdef const Limit* limit
-    cdef int32_t number
+    cdef const Limit* limit = case.rule.counting
+    cdef const Limit* end = case.rule.counting_end
     cdef int64_t total
     cdef char* at
-    while mask:
-        number = lowest_bit(mask)
-        mask &= mask - 1
-        limit = &rules.limits[number]
-        if hash_of_key(case.event, limit.key).first == 0:
-            continue
-        at = counters_of(state, case, limit)
-        if limit.measure == MEASURE_EVENTS:
-            if limit.sliding:
-                total = count_sliding(at, limit, case.time_ms)
+    while limit < end:
+        at = case.places[limit.place]
+        if at != NULL:
+            at += limit.offset
+            if limit.measure == MEASURE_EVENTS:
+                if limit.sliding:
+                    total = count_sliding(at, bucket_of(limit, case.time_ms))
+                else:
+                    (<int64_t*>at)[0] += 1
+                    total = (<int64_t*>at)[0]
+            elif limit.sliding:
+                total = see_sliding(at, limit, case.member.header.next_free, case.time_ms)
             else:
-                (<int64_t*>at)[0] += 1
-                total = (<int64_t*>at)[0]
-        elif limit.sliding:
-            total = see_sliding(at, limit, case.member.header.next_free, case.time_ms)
-        else:
-            total = see_on_day(at, limit, case.member.header.next_free)
-        if total > limit.max:
-            trip(rows, case, number, limit, observed, total)
-    return 0
+                total = see_on_day(at, limit, case.member.header.next_free)
+            if total > limit.max:
+                trip(case, limit, observed, total)
+        limit += 1
 
 
-cdef inline int64_t points_used(const Case* case, const Limit* limit) noexcept nogil:
-    cdef const char* record = case.windows[limit.key] if limit.sliding else case.days[limit.key]
-    if record == NULL:
-        return 0
-    if limit.sliding:
-        return points_sliding(record + limit.offset, limit, case.time_ms)
-    return (<const int64_t*>(record + limit.offset))[0]
-
-
-cdef int64_t test_points(const Rules* rules, Case* case, Rows* rows, int64_t* observed, int64_t points) noexcept nogil:
+cdef inline int64_t test_points(Case* case, int64_t* observed, int64_t points) noexcept nogil:
     """Step 11: return what the limits on points leave; clamps come first."""
-    cdef uint64_t mask
-    cdef const Limit* limit
-    cdef int32_t number
+    cdef const Limit* limit = case.rule.pointing
+    cdef const Limit* end = case.rule.pointing_end
     cdef int64_t used, total
-    cdef bint clamping
-    cdef int turn
-    for turn in range(2):
-        clamping = turn == 0
-        mask = case.rule.points_limits
-        while mask:
-            number = lowest_bit(mask)
-            mask &= mask - 1
-            limit = &rules.limits[number]
-            if (limit.action == ACTION_CLAMP) != clamping or hash_of_key(case.event, limit.key).first == 0:
-                continue
-            used = points_used(case, limit)
+    cdef char* at
+    while limit < end:
+        at = case.places[limit.place]
+        if at != NULL:
+            at += limit.offset
+            used = points_sliding(at, bucket_of(limit, case.time_ms)) if limit.sliding else (<int64_t*>at)[0]
             total = saturated_sum(used, points)
             if total > limit.max:
-                trip(rows, case, number, limit, observed, total)
-                if clamping:
+                trip(case, limit, observed, total)
+                if limit.action == ACTION_CLAMP:
                     points = max(<int64_t>0, limit.max - used)
+        limit += 1
     return points
 
 
-cdef int keep(State* state, const Rules* rules, Case* case, int64_t points) except -1 nogil:
+cdef inline void keep(Case* case, int64_t points) noexcept nogil:
     """Step 12: keep what an event that was not rejected leaves behind."""
-    cdef uint64_t mask = case.rule.points_limits
-    cdef const Limit* limit
+    cdef const Limit* limit = case.rule.pointing
+    cdef const Limit* end = case.rule.pointing_end
     cdef int64_t* total
     cdef char* at
-    while mask:
-        limit = &rules.limits[lowest_bit(mask)]
-        mask &= mask - 1
-        if hash_of_key(case.event, limit.key).first == 0:
-            continue
-        at = counters_of(state, case, limit)
-        if limit.sliding:
-            add_points_sliding(at, limit, case.time_ms, points)
-        else:
-            total = <int64_t*>at
-            total[0] = saturated_sum(total[0], points)
+    while limit < end:
+        at = case.places[limit.place]
+        if at != NULL:
+            at += limit.offset
+            if limit.sliding:
+                add_points_sliding(at, bucket_of(limit, case.time_ms), points)
+            else:
+                total = <int64_t*>at
+                total[0] = saturated_sum(total[0], points)
+        limit += 1
     if case.rule.max_per_day:
-        total = <int64_t*>(days_record(state, case, KEY_MEMBER) + case.rule.daily_offset)
+        total = <int64_t*>(case.places[KEYS + KEY_MEMBER] + case.rule.daily_offset)
         total[0] += 1
     if case.rule.once:
         (<uint64_t*>((<char*>case.member) + case.rule.once_offset))[0] |= case.rule.once_bit
     if case.rule.streak_days:
         (<Streak*>((<char*>case.member) + case.rule.streak_offset))[0] = case.streak
-    return 0
 
 
 cdef inline int refusal(const Case* case) noexcept nogil:
     """Step 8: return the cause of an early rejection."""
-    cdef const uint64_t* once = <const uint64_t*>((<const char*>case.member) + case.rule.once_offset)
+    cdef const char* member = <const char*>case.member
     if case.member.state == MEMBER_BLOCKED:
         return CAUSE_MEMBER_BLOCKED
-    if case.rule.once and once[0] & case.rule.once_bit:
+    if case.rule.once and (<const uint64_t*>(member + case.rule.once_offset))[0] & case.rule.once_bit:
         return CAUSE_ONCE
-    if (case.rule.max_per_day and case.days[KEY_MEMBER] != NULL
-            and (<const int64_t*>(case.days[KEY_MEMBER] + case.rule.daily_offset))[0] >= case.rule.max_per_day):
+    if (case.rule.max_per_day
+            and (<const int64_t*>(case.places[KEYS + KEY_MEMBER] + case.rule.daily_offset))[0]
+            >= case.rule.max_per_day):
         return CAUSE_MAX_PER_DAY
     return CAUSE_NONE
 
@@ -667,9 +702,9 @@ cdef uint32_t add_row(Rows* rows, const Event* event, uint32_t number, int32_t d
     rows.columns[COLUMN_UNCAPPED][row] = 0
     rows.columns[COLUMN_POINTS][row] = 0
     rows.columns[COLUMN_TRIPPED][row] = 0
-    rows.columns[COLUMN_DEVICE][row] = <int64_t>event.device_hash.first
-    rows.columns[COLUMN_IP][row] = <int64_t>event.ip_hash.first
-    rows.columns[COLUMN_PHONE][row] = <int64_t>event.phone_hash.first
+    rows.columns[COLUMN_DEVICE][row] = <int64_t>event.keys[KEY_DEVICE].first
+    rows.columns[COLUMN_IP][row] = <int64_t>event.keys[KEY_IP].first
+    rows.columns[COLUMN_PHONE][row] = <int64_t>event.keys[KEY_PHONE].first
     rows.outcomes[outcome] += 1
     return row
 
@@ -714,7 +749,7 @@ cdef int put_observed(Rows* rows, const Case* case, const int64_t* observed) exc
 # The decision
 
 cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number, int64_t time_ms, int32_t day,
-                int32_t minute, Rows* rows) except -1 nogil:
+                int32_t minute, char** candidates, Rows* rows) except -1 nogil:
     """Steps 8 to 12."""
     cdef Case case
     cdef int64_t observed[64]
@@ -727,17 +762,18 @@ cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number,
     cdef uint32_t row
     case.rule = &rules.earning[event.kind]
     case.event = event
-    case.member = member_of(state, event)
     case.time_ms = time_ms
     case.day = day
     case.minute = minute
     case.tripped = 0
     case.actions = 0
-    find_records(state, rules, &case)
+    case.streak.last_day = case.streak.run = 0
+    find_member_places(state, rules, &case, candidates[KEY_MEMBER])
     cause = refusal(&case)
     if cause != CAUSE_NONE:
         return put_plain_row(state, rules, rows, event, number, day, OUTCOME_REJECTED, cause)
     frozen_before = case.member.state == MEMBER_FROZEN
+    find_places(state, rules, &case, candidates)
 
     compute_base(&case, &base_high, &base_low)
     match_campaigns(state, rules, &case, words)
@@ -746,10 +782,10 @@ cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number,
         base_high, base_low, chosen.numerator_high, chosen.numerator_low, chosen.negative,
         case.rule.scale, chosen.denominator_high, chosen.denominator_low)
 
-    count_event(state, rules, &case, rows, observed)
+    count_event(&case, observed)
     points = uncapped
     if not case.actions & (1 << ACTION_REJECT):
-        points = test_points(rules, &case, rows, observed, uncapped)
+        points = test_points(&case, observed, uncapped)
 
     immune = time_ms < case.member.immune_until
     if case.actions & (1 << ACTION_FREEZE) and not immune:
@@ -758,7 +794,7 @@ cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number,
         outcome = OUTCOME_REJECTED
         points = 0
     else:
-        keep(state, rules, &case, points)
+        keep(&case, points)
         outcome = OUTCOME_GRANTED
         if case.member.state == MEMBER_FROZEN or (case.actions & (1 << ACTION_HOLD) and not immune):
             outcome = OUTCOME_HELD
@@ -776,9 +812,9 @@ cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number,
     return 0
 
 
-cdef int control(State* state, const Rules* rules, const Event* event) except -1 nogil:
+cdef int control(State* state, const Rules* rules, const Event* event, char* candidate) except -1 nogil:
     """Step 5: apply a control event."""
-    cdef Member* member = member_of(state, event)
+    cdef Member* member = member_of(state, event, <Member*>candidate)
     cdef int kind = event.kind - rules.earning_count
     if kind == KIND_UPDATED:
         if event.tier_hash:
@@ -797,7 +833,7 @@ cdef int control(State* state, const Rules* rules, const Event* event) except -1
 
 
 cdef int decide_new(State* state, const Rules* rules, Event* event, uint32_t number, int32_t arrival_day,
-                    Rows* rows) except -1 nogil:
+                    char** candidates, Rows* rows) except -1 nogil:
     """Steps 3 to 12, for an id that is not decided yet."""
     cdef int64_t time_ms = min(event.ts, event.arrival_ms)
     cdef int32_t minute, day
@@ -815,91 +851,99 @@ cdef int decide_new(State* state, const Rules* rules, Event* event, uint32_t num
         if late:
             event.status = STATUS_STALE_CONTROL
             return 0
-        control(state, rules, event)
+        control(state, rules, event, candidates[KEY_MEMBER])
         return put_plain_row(state, rules, rows, event, number, day, OUTCOME_APPLIED, CAUSE_NONE)
     if event.kind == rules.earning_count + KIND_REFUNDED:
         return put_plain_row(state, rules, rows, event, number, day, OUTCOME_DEFERRED, CAUSE_REFUND)
     if late:
         return put_plain_row(state, rules, rows, event, number, day, OUTCOME_DEFERRED, CAUSE_LATE)
-    return accrue(state, rules, event, number, time_ms, day, minute, rows)
+    return accrue(state, rules, event, number, time_ms, day, minute, candidates, rows)
 
 
-cdef int decide_event(State* state, const Rules* rules, Event* event, uint32_t number, Rows* rows) except -1 nogil:
-    """Steps 1 to 12."""
-    cdef Table* ids = &state.tables[TABLE_IDS]
-    cdef IdRecord* known
-    cdef int32_t minute, arrival_day
+cdef void next_day(State* state, const Rules* rules, int64_t arrival_ms, int32_t arrival_day) noexcept nogil:
+    """Take note that arrivals have reached a new business day."""
     cdef int i
+    state.latest_day = arrival_day
+    state.first_day = earliest_day(rules, arrival_ms, arrival_day) - state.slack_days
+    for i in range(TABLES):
+        state.tables[i].latest_day = arrival_day
+
+
+cdef int decide_event(State* state, const Rules* rules, Event* event, uint32_t number, char** candidates,
+                      Rows* rows) except -1 nogil:
+    """Steps 1 to 12. ``candidates`` may be the records of the event's keys and, last, of its id; or NULL, or stale."""
+    cdef Table* ids = &state.tables[TABLE_IDS]
+    cdef IdRecord* known = <IdRecord*>candidates[KEYS]
+    cdef int32_t minute, arrival_day
     if event.status == STATUS_INVALID:
         return 0
     arrival_day = local_day(&state.arrival_clock, rules, event.arrival_ms, &minute)
     if arrival_day > state.latest_day:
-        state.latest_day = arrival_day
-        for i in range(TABLES):
-            state.tables[i].latest_day = arrival_day
-    known = <IdRecord*>find_keyed(ids, event.id_hash.first, event.id_hash.second)
+        next_day(state, rules, event.arrival_ms, arrival_day)
+    if known == NULL or known.header.first != event.id_hash.first or known.header.second != event.id_hash.second:
+        known = <IdRecord*>find(ids, event.id_hash.first, event.id_hash.second)
     if known != NULL and arrival_day <= known.header.day + 1 + state.slack_days:
         event.status = STATUS_DUPLICATE if known.content == event.content else STATUS_ID_CONFLICT
         return 0
-    decide_new(state, rules, event, number, arrival_day, rows)
+    decide_new(state, rules, event, number, arrival_day, candidates, rows)
     if event.status == STATUS_ENTRY:
         if known == NULL:
             known = <IdRecord*>table_insert(ids, event.id_hash.first, event.id_hash.second, arrival_day)
+        touch(ids, known)
         known.header.day = arrival_day
         known.content = event.content
     return 0
 
 
-cdef inline void prefetch_slot(const Table* table, uint64_t hash) noexcept nogil:
-    """Ask for the line of slots where a search starts."""
-    prefetch(slot_of(table, tag_of(hash)))
+# Looking ahead: the slots of an event are asked for some events before its decision, and its records once they came.
 
-
-cdef inline void prefetch_record(const Table* table, uint64_t hash) noexcept nogil:
-    """Ask for the record of the first slot that may be the one searched for."""
-    cdef uint32_t tag = tag_of(hash)
-    cdef uint32_t offset = 0
-    cdef Slot* slot = slot_of(table, tag)
-    cdef int i
-    for i in range(LINE_SLOTS):
-        if slot[i].tag == tag and slot[i].record:
-            while offset < table.stride:
-                prefetch(record_at(table, slot[i].record - 1) + offset)
-                offset += LINE_BYTES
-            return
-
-
-cdef inline void prefetch_event(State* state, const Rules* rules, const Event* event, int32_t day,
-                                bint records) noexcept nogil:
-    """Ask for the slots of everything the event will look up, or for the records once the slots have come."""
-    cdef const Hash128* hash
+cdef inline void look_for_slots(State* state, const Rules* rules, const Event* event, Ahead* ahead) noexcept nogil:
+    """Ask for the lines of slots where the searches for the event's id and keys start."""
+    cdef uint32_t keys
     cdef int key
     if event.status == STATUS_INVALID:
         return
-    if records:
-        prefetch_record(&state.tables[TABLE_IDS], event.id_hash.first)
-    else:
-        prefetch_slot(&state.tables[TABLE_IDS], event.id_hash.first)
+    ahead.lines[KEYS] = line_of(&state.tables[TABLE_IDS], event.id_hash.first)
+    prefetch(ahead.lines[KEYS])
+    keys = rules.earning[event.kind].keys if 0 <= event.kind < rules.earning_count else 1 << KEY_MEMBER
     for key in range(KEYS):
-        hash = hash_of_key(event, key)
-        if hash.first == 0:
+        ahead.lines[key] = NULL
+        if keys & (1 << key) and event.keys[key].first:
+            ahead.lines[key] = line_of(keyed_table(state, key), event.keys[key].first)
+            prefetch(ahead.lines[key])
+
+
+cdef inline void look_for_records(State* state, const Event* event, Ahead* ahead) noexcept nogil:
+    """Ask for the records of the first slots that may be the ones searched for."""
+    cdef Table* table
+    cdef char* record
+    cdef uint32_t offset
+    cdef int key
+    if event.status == STATUS_INVALID:
+        return
+    record = candidate_in(&state.tables[TABLE_IDS], ahead.lines[KEYS], event.id_hash.first)
+    ahead.candidates[KEYS] = record
+    if record != NULL:
+        prefetch(record)
+    for key in range(KEYS):
+        ahead.candidates[key] = NULL
+        if ahead.lines[key] == NULL:
             continue
-        if key == KEY_MEMBER or rules.key_windows[key]:
-            if records:
-                prefetch_record(windows_table(state, key), hash.first)
-            else:
-                prefetch_slot(windows_table(state, key), hash.first)
-        if rules.key_days[key]:
-            if records:
-                prefetch_record(days_table(state, key), day_hash(hash.first, day))
-            else:
-                prefetch_slot(days_table(state, key), day_hash(hash.first, day))
+        table = keyed_table(state, key)
+        record = candidate_in(table, ahead.lines[key], event.keys[key].first)
+        ahead.candidates[key] = record
+        if record != NULL:
+            offset = 0
+            while offset < table.stride:
+                prefetch(record + offset)
+                offset += LINE_BYTES
+            prefetch(record + table.stride - 1)
 
 
 cdef void begin_batch(State* state) noexcept nogil:
     """Start a new batch: campaign sets are numbered afresh."""
     if state.sets_count > KEPT_SETS:
-        state_rules_changed(state)
+        state_rules_changed(state, state.words)
     state.batch += 1
 
 
@@ -907,19 +951,18 @@ cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t
                        Rows* rows) except -1 nogil:
     """Decide the events from ``first`` up to ``end``, in order, leaving their status and appending entries to ``rows``.
 
-    ``rows`` must have room for ``end`` entries. The days guessed for the prefetch may be wrong; nothing depends on it.
+    ``rows`` must have room for ``end`` entries.
     """
+    cdef Ahead ahead[SLOTS_AHEAD]
     cdef uint32_t i
-    cdef int32_t minute, day
-    if first == end:
-        return 0
-    day = local_day(&state.arrival_clock, rules, events[first].arrival_ms, &minute)
-    for i in range(first, min(end, first + SLOTS_AHEAD)):
-        prefetch_event(state, rules, &events[i], day, False)
-    for i in range(first, end):
-        if i + SLOTS_AHEAD < end:
-            prefetch_event(state, rules, &events[i + SLOTS_AHEAD], day, False)
-        if i + RECORDS_AHEAD < end:
-            prefetch_event(state, rules, &events[i + RECORDS_AHEAD], day, True)
-        decide_event(state, rules, &events[i], i, rows)
+    # A ring is enough: an event's place is free once it is decided.
+    for i in range(first, end + SLOTS_AHEAD):
+        if i >= first + SLOTS_AHEAD:
+            decide_event(state, rules, &events[i - SLOTS_AHEAD], i - SLOTS_AHEAD,
+                         ahead[i % SLOTS_AHEAD].candidates, rows)
+        if i < end:
+            look_for_slots(state, rules, &events[i], &ahead[i % SLOTS_AHEAD])
+        if first + SLOTS_AHEAD - RECORDS_AHEAD <= i < end + SLOTS_AHEAD - RECORDS_AHEAD:
+            look_for_records(state, &events[i - SLOTS_AHEAD + RECORDS_AHEAD],
+                             &ahead[(i + RECORDS_AHEAD) % SLOTS_AHEAD])
     return 0

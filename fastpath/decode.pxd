@@ -12,14 +12,19 @@ cdef enum:
     CACHED_BYTES = 32
 
 cdef struct CachedName:
-    uint32_t size
-    char text[CACHED_BYTES]
+    # Up to 8 bytes are the first word; up to 16 the first and the last 8 bytes; up to 32 the first and the last 16.
+    uint64_t words[4]
     uint64_t hash
+    uint32_t size
 
-cdef struct NameCache:
-    # Hashes of the names seen last.
+cdef struct Hashing:
+    SipKey key
+    uint64_t content_seed      # secrets of the hash of contents
+    uint64_t content_factor
     CachedName names[1 << CACHE_BITS]
 
-cdef bint decode_event(const Rules* rules, NameCache* cache, SipKey key, const char* data, uint64_t size,
+cdef void hashing_init(Hashing* hashing, SipKey key) noexcept nogil
+# Behind `data` there must be PADDING more readable bytes.
+cdef bint decode_event(const Rules* rules, Hashing* hashing, const char* data, uint64_t size,
                        Event* event) noexcept nogil
 cdef bint open_batch(Reader* reader, uint64_t* count) noexcept nogil

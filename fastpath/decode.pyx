@@ -1,5 +1,5 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memset
 
 from fastpath.msgpack cimport (
     TYPE_ARRAY,
@@ -24,26 +24,39 @@ from fastpath.rules cimport (
     Rules,
     name_find,
 )
-from fastpath.siphash cimport (
-    SipKey,
-    SipState,
-    hash_text,
-    hash_text_128,
-    load_tail,
-    load_word,
-    rotated,
-    sip_finish,
-    sip_start,
-    sip_text,
-    sip_word,
-)
-from fastpath.types cimport KIND_REFUNDED, Event, Hash128, Text
+from fastpath.siphash cimport SipKey, hash_text, hash_text_128, load_rest, load_word, rotated
+from fastpath.types cimport KEY_DEVICE, KEY_IP, KEY_MEMBER, KEY_PHONE, KIND_REFUNDED, Event, Hash128, Text
 
 cdef extern from *:
     """
+    #ifdef __SSE2__
+    #include <emmintrin.h>
+    #endif
+
     typedef unsigned __int128 accrual_uint128;
+
+    /* Whether at most 31 bytes are ASCII; 32 are readable. */
+    static inline int accrual_is_ascii(const char *data, uint32_t size) {
+    #ifdef __SSE2__
+        const uint32_t low = (uint32_t)_mm_movemask_epi8(_mm_loadu_si128((const __m128i *)data));
+        const uint32_t high = (uint32_t)_mm_movemask_epi8(_mm_loadu_si128((const __m128i *)(data + 16)));
+        return ((low | high << 16) & ((1u << size) - 1)) == 0;
+    #else
+        unsigned char seen = 0;
+        for (uint32_t i = 0; i < size; i++)
+            seen |= (unsigned char)data[i];
+        return seen < 0x80;
+    #endif
+    }
+
+    static inline uint64_t accrual_folded(uint64_t left, uint64_t right) {
+        accrual_uint128 product = (accrual_uint128)left * right;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
     """
     ctypedef unsigned long long uint128 "accrual_uint128"
+    bint is_ascii "accrual_is_ascii"(const char* data, uint32_t size) noexcept nogil
+    uint64_t folded "accrual_folded"(uint64_t left, uint64_t right) noexcept nogil
 
 cdef enum:
     IDENTITY_BYTES = 64
@@ -52,10 +65,20 @@ cdef enum:
     MAXIMUM_TAGS = 8
     REQUIRED_ITEMS = 4
     KNOWN_ITEMS = 13
+    PAIR = 0x92                # an array of two
 
 cdef int64_t MAXIMUM_TIME_MS = (<int64_t>1 << 53) - 1
 cdef int64_t MAXIMUM_AMOUNT_FEN = 1000000000000
 cdef int64_t ABSENT = -1
+
+
+cdef void hashing_init(Hashing* hashing, SipKey key) noexcept nogil:
+    """Derive all secrets from one key."""
+    cdef const char* labels = "seed\0\0\0\0factor\0\0\0\0\0\0\0\0\0"
+    memset(hashing, 0, sizeof(Hashing))
+    hashing.key = key
+    hashing.content_seed = hash_text(key, DOMAIN_CONTENT, labels, 4)
+    hashing.content_factor = hash_text(key, DOMAIN_CONTENT, labels + 8, 6)
 
 
 cdef bint is_utf8(const unsigned char* at, uint64_t size) noexcept nogil:
@@ -96,18 +119,6 @@ cdef bint is_utf8(const unsigned char* at, uint64_t size) noexcept nogil:
     return True
 
 
-cdef inline bint is_ascii(const char* data, uint32_t size) noexcept nogil:
-    """Tell whether at most 31 bytes are ASCII."""
-    cdef uint64_t seen = load_tail(data, size, size & 7)
-    if size >= 8:
-        seen |= load_word(data)
-        if size >= 16:
-            seen |= load_word(data + 8)
-            if size >= 24:
-                seen |= load_word(data + 16)
-    return (seen & <uint64_t>0x8080808080808080) == 0
-
-
 cdef inline bint is_absent(const Value* value) noexcept nogil:
     return value.type == TYPE_NIL or ((value.type == TYPE_TEXT or value.type == TYPE_ARRAY) and value.size == 0)
 
@@ -122,22 +133,28 @@ cdef inline bint take_text(Reader* reader, const Value* value, uint32_t limit, T
     return True
 
 
-cdef inline bint read_text(Reader* reader, uint32_t limit, Text* text) noexcept nogil:
-    """Read an optional text."""
+cdef bint read_any_text(Reader* reader, uint32_t limit, Text* text) noexcept nogil:
+    """Read an optional text, whatever its form."""
     cdef Value value
-    cdef uint32_t size
-    if reader.at < reader.end and 0xa0 <= reader.at[0] <= 0xbf:
-        # Nearly every text is a short one of ASCII.
-        size = reader.at[0] & 0x1f
-        if size <= limit and size < reader.end - reader.at and is_ascii(<const char*>reader.at + 1, size):
-            text.data = <const char*>reader.at + 1
-            text.size = size
-            reader.at += 1 + size
-            return True
     read_head(reader, &value)
     if is_absent(&value):
         return True
     return take_text(reader, &value, limit, text)
+
+
+cdef inline bint read_text(Reader* reader, uint32_t limit, Text* text) noexcept nogil:
+    """Read an optional text."""
+    cdef const unsigned char* at = reader.at
+    cdef uint32_t size
+    if at < reader.end and 0xa0 <= at[0] <= 0xbf:
+        # Nearly every text is a short one of ASCII.
+        size = at[0] & 0x1f
+        if size <= limit and size < reader.end - at and is_ascii(<const char*>at + 1, size):
+            text.data = <const char*>at + 1
+            text.size = size
+            reader.at = at + 1 + size
+            return True
+    return read_any_text(reader, limit, text)
 
 
 cdef inline bint read_name(Reader* reader, Text* text) noexcept nogil:
@@ -150,16 +167,9 @@ cdef inline bint read_name(Reader* reader, Text* text) noexcept nogil:
     return text.size != 0 or read_head(&start, &value) == TYPE_TEXT
 
 
-cdef inline bint read_integer(Reader* reader, int64_t low, int64_t high, int64_t* number) noexcept nogil:
-    """Read an optional integer."""
+cdef bint read_any_integer(Reader* reader, int64_t low, int64_t high, int64_t* number) noexcept nogil:
+    """Read an optional integer, whatever its form."""
     cdef Value value
-    cdef uint64_t big
-    if reader.end - reader.at > 8 and reader.at[0] == 0xcf:
-        # Every time is one of these.
-        big = big_endian(reader.at + 1, 8)
-        number[0] = <int64_t>big
-        reader.at += 9
-        return big <= <uint64_t>high and big >= <uint64_t>low
     read_head(reader, &value)
     if is_absent(&value):
         return True
@@ -169,38 +179,91 @@ cdef inline bint read_integer(Reader* reader, int64_t low, int64_t high, int64_t
     return True
 
 
-cdef inline uint64_t name_hash(NameCache* cache, SipKey key, const Text* text) noexcept nogil:
+cdef inline bint read_integer(Reader* reader, int64_t low, int64_t high, int64_t* number) noexcept nogil:
+    """Read an optional integer."""
+    cdef const unsigned char* at = reader.at
+    cdef uint64_t value
+    cdef int width
+    if at < reader.end and 0xcc <= at[0] <= 0xcf:
+        # Nearly every number is one of these, 1 to 8 bytes.
+        width = 1 << (at[0] - 0xcc)
+        if reader.end - at > width:
+            value = big_endian(at + 1, 8) >> (64 - 8 * width)
+            reader.at = at + 1 + width
+            number[0] = <int64_t>value
+            return <uint64_t>low <= value <= <uint64_t>high
+    return read_any_integer(reader, low, high, number)
+
+
+cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogil:
     """Return the hash of a kind, city, category, tag or tier; 0 where it is absent.
 
     There are few of them, so the last ones are kept; a name that pushes out another costs time and nothing else.
     """
     cdef uint32_t size = text.size
-    cdef uint64_t head
+    cdef const char* data = text.data
+    cdef CachedName name
     cdef CachedName* known
     if size == 0:
         return 0
     if size > CACHED_BYTES:
-        return hash_text(key, DOMAIN_NAME, text.data, size)
-    head = load_word(text.data) if size >= 8 else load_tail(text.data, size, size)
-    if size > 8:
-        head ^= load_word(text.data + size - 8) * 31
-    known = &cache.names[((head + size) * <uint64_t>0x9e3779b97f4a7c15) >> (64 - CACHE_BITS)]
-    if known.size != size or memcmp(known.text, text.data, size) != 0:
-        known.size = size
-        memcpy(known.text, text.data, size)
-        known.hash = hash_text(key, DOMAIN_NAME, text.data, size)
+        return hash_text(hashing.key, DOMAIN_NAME, data, size)
+    name.words[1] = name.words[2] = name.words[3] = 0
+    if size <= 8:
+        name.words[0] = load_rest(data, size)
+    else:
+        name.words[0] = load_word(data)
+        name.words[1] = load_word(data + size - 8)
+        if size > 16:
+            name.words[2] = load_word(data + 8)
+            name.words[3] = load_word(data + size - 16)
+    known = &hashing.names[
+        ((name.words[0] + 31 * name.words[1] + size) * <uint64_t>0x9e3779b97f4a7c15) >> (64 - CACHE_BITS)]
+    if (known.size != size or known.words[0] != name.words[0] or known.words[1] != name.words[1]
+            or known.words[2] != name.words[2] or known.words[3] != name.words[3]):
+        name.size = size
+        name.hash = hash_text(hashing.key, DOMAIN_NAME, data, size)
+        known[0] = name
     return known.hash
 
 
-cdef bint read_lines(const Rules* rules, NameCache* cache, SipKey key, Reader* reader, Event* event,
-                     SipState* content) noexcept nogil:
-    """Read the lines, add them to the base where the kind is priced per yuan, and check their sum."""
+cdef inline bint read_line(const Rules* rules, Hashing* hashing, Reader* reader, Event* event,
+                           int64_t* sum_fen, uint128* base) noexcept nogil:
+    """Read one line and add it up."""
     cdef Value value
     cdef Text category
-    cdef int64_t amount, weight, sum_fen = 0
-    cdef uint64_t _i, hash
-    cdef uint128 base = 0
+    cdef int64_t amount = ABSENT, weight
+    cdef uint64_t hash
     cdef int32_t known
+    if reader.at < reader.end and reader.at[0] == PAIR:
+        reader.at += 1
+    else:
+        read_head(reader, &value)
+        if value.type != TYPE_ARRAY or value.size != 2:
+            return False
+    if not read_name(reader, &category):
+        return False
+    if not read_integer(reader, 0, MAXIMUM_AMOUNT_FEN, &amount) or amount == ABSENT:
+        return False
+    sum_fen[0] += amount
+    hash = name_hash(hashing, &category)
+    event.content = folded(event.content ^ hash, hashing.content_factor + <uint64_t>amount)
+    if rules.priced_kind >= 0 and event.kind == rules.priced_kind:
+        if hash == 0:
+            weight = rules.blank_weight
+        else:
+            known = name_find(&rules.categories, hash, -1)
+            weight = rules.earning[event.kind].weight if known < 0 else rules.category_weights[known]
+        base[0] += <uint128>amount * <uint128>weight
+    return True
+
+
+cdef bint read_lines(const Rules* rules, Hashing* hashing, Reader* reader, Event* event) noexcept nogil:
+    """Read the lines, add them to the base where the kind is priced per yuan, and check their sum."""
+    cdef Value value
+    cdef int64_t sum_fen = 0
+    cdef uint64_t _i
+    cdef uint128 base = 0
     cdef const unsigned char* start
     read_head(reader, &value)
     if is_absent(&value):
@@ -210,24 +273,8 @@ cdef bint read_lines(const Rules* rules, NameCache* cache, SipKey key, Reader* r
     event.line_count = value.size
     start = reader.at
     for _i in range(event.line_count):
-        read_head(reader, &value)
-        if value.type != TYPE_ARRAY or value.size != 2:
+        if not read_line(rules, hashing, reader, event, &sum_fen, &base):
             return False
-        if not read_name(reader, &category):
-            return False
-        read_head(reader, &value)
-        if value.type != TYPE_INTEGER or value.huge or not 0 <= value.number <= MAXIMUM_AMOUNT_FEN:
-            return False
-        amount = value.number
-        sum_fen += amount
-        hash = name_hash(cache, key, &category)
-        sip_word(content, hash + <uint64_t>amount)
-        if rules.priced_kind >= 0 and event.kind == rules.priced_kind:
-            known = name_find(&rules.categories, hash, -1) if hash else -1
-            weight = rules.earning[event.kind].weight if known < 0 else rules.category_weights[known]
-            if hash == 0:
-                weight = rules.blank_weight
-            base += <uint128>amount * <uint128>weight
     event.lines.data = <const char*>start
     event.lines.size = <uint32_t>(reader.at - start)
     event.base_high = <uint64_t>(base >> 64)
@@ -235,8 +282,7 @@ cdef bint read_lines(const Rules* rules, NameCache* cache, SipKey key, Reader* r
     return sum_fen == event.amount
 
 
-cdef bint read_tags(const Rules* rules, NameCache* cache, SipKey key, Reader* reader, Event* event,
-                    SipState* content) noexcept nogil:
+cdef bint read_tags(const Rules* rules, Hashing* hashing, Reader* reader, Event* event) noexcept nogil:
     """Read the tags and unite the campaigns that name them."""
     cdef Value value
     cdef Text tag
@@ -253,8 +299,8 @@ cdef bint read_tags(const Rules* rules, NameCache* cache, SipKey key, Reader* re
     for _i in range(event.tag_count):
         if not read_name(reader, &tag):
             return False
-        hash = name_hash(cache, key, &tag)
-        sip_word(content, hash)
+        hash = name_hash(hashing, &tag)
+        event.content = folded(event.content ^ hash, hashing.content_factor)
         known = name_find(&rules.tags, hash, -1)
         if known >= 0:
             for word in range(rules.words):
@@ -307,46 +353,37 @@ cdef bint read_attributes(Reader* reader, Event* event) noexcept nogil:
     return True
 
 
-cdef bint read_items(const Rules* rules, NameCache* cache, SipKey key, Reader* reader, uint64_t count, Event* event,
-                     SipState* content) noexcept nogil:
+cdef inline bint read_items(const Rules* rules, Hashing* hashing, Reader* reader, uint64_t count,
+                            Event* event) noexcept nogil:
     """Read the array's items in their order."""
-    cdef uint64_t kind_hash, item, _item
+    cdef uint64_t kind_hash, _item
     if not (read_text(reader, IDENTITY_BYTES, &event.id) and read_text(reader, NAME_BYTES, &event.kind_name)
             and read_text(reader, IDENTITY_BYTES, &event.member)
             and read_integer(reader, 1, MAXIMUM_TIME_MS, &event.ts)):
         return False
     if event.id.size == 0 or event.kind_name.size == 0 or event.member.size == 0 or event.ts == 0:
         return False
-    kind_hash = name_hash(cache, key, &event.kind_name)
+    kind_hash = name_hash(hashing, &event.kind_name)
     event.kind = name_find(&rules.kinds, kind_hash, -1)
-    event.content = kind_hash
-    for item in range(REQUIRED_ITEMS, min(count, <uint64_t>KNOWN_ITEMS)):
-        if item == 4:
-            if not read_integer(reader, 0, MAXIMUM_AMOUNT_FEN, &event.amount):
-                return False
-        elif item == 5:
-            if not read_text(reader, IDENTITY_BYTES, &event.order):
-                return False
-        elif item == 6:
-            if not read_text(reader, IDENTITY_BYTES, &event.device):
-                return False
-        elif item == 7:
-            if not read_text(reader, IDENTITY_BYTES, &event.ip):
-                return False
-        elif item == 8:
-            if not read_text(reader, IDENTITY_BYTES, &event.phone):
-                return False
-        elif item == 9:
-            if not read_text(reader, NAME_BYTES, &event.city):
-                return False
-        elif item == 10:
-            if not read_lines(rules, cache, key, reader, event, content):
-                return False
-        elif item == 11:
-            if not read_tags(rules, cache, key, reader, event, content):
-                return False
-        elif not read_attributes(reader, event):
-            return False
+    event.content = folded(hashing.content_seed ^ kind_hash, hashing.content_factor)
+    if count > 4 and not read_integer(reader, 0, MAXIMUM_AMOUNT_FEN, &event.amount):
+        return False
+    if count > 5 and not read_text(reader, IDENTITY_BYTES, &event.order):
+        return False
+    if count > 6 and not read_text(reader, IDENTITY_BYTES, &event.device):
+        return False
+    if count > 7 and not read_text(reader, IDENTITY_BYTES, &event.ip):
+        return False
+    if count > 8 and not read_text(reader, IDENTITY_BYTES, &event.phone):
+        return False
+    if count > 9 and not read_text(reader, NAME_BYTES, &event.city):
+        return False
+    if count > 10 and not read_lines(rules, hashing, reader, event):
+        return False
+    if count > 11 and not read_tags(rules, hashing, reader, event):
+        return False
+    if count > 12 and not read_attributes(reader, event):
+        return False
     for _item in range(KNOWN_ITEMS, max(count, <uint64_t>KNOWN_ITEMS)):
         if not skip(reader, 1):
             return False
@@ -363,32 +400,38 @@ cdef inline Hash128 key_hash(SipKey key, uint64_t domain, const Text* text) noex
     return hash_text_128(key, domain, text.data, text.size)
 
 
-cdef void hash_event(NameCache* cache, SipKey key, Event* event, SipState* content) noexcept nogil:
+cdef inline void hash_event(Hashing* hashing, Event* event) noexcept nogil:
     """Hash the keys, and finish the hash of the content: all fields but the arrival.
 
-    Hashes of single fields are secret numbers of different domains, so their sum stands for all of them.
+    Where an id comes again, the content only tells a re-send from a conflict. So it is worth a secret, but not SipHash:
+    products with it, folded.
     """
-    event.id_hash = hash_text_128(key, DOMAIN_ID, event.id.data, event.id.size)
-    event.member_hash = hash_text_128(key, DOMAIN_MEMBER, event.member.data, event.member.size)
-    event.device_hash = key_hash(key, DOMAIN_DEVICE, &event.device)
-    event.ip_hash = key_hash(key, DOMAIN_IP, &event.ip)
-    event.phone_hash = key_hash(key, DOMAIN_PHONE, &event.phone)
-    event.city_hash = name_hash(cache, key, &event.city)
-    event.tier_hash = name_hash(cache, key, &event.tier)
-    sip_word(content, event.content + event.member_hash.first + event.device_hash.first + event.ip_hash.first
-             + event.phone_hash.first + rotated(event.city_hash, 1) + rotated(event.tier_hash, 2))
-    sip_word(content, event.ts)
-    sip_word(content, event.amount)
-    if event.card_until or event.immune_until:
-        sip_word(content, event.card_until)
-        sip_word(content, event.immune_until)
-    sip_text(content, event.order.data, event.order.size)
-    sip_word(content, (<uint64_t>(event.card_until != 0 or event.immune_until != 0) << 16)
-             | (<uint64_t>event.line_count << 8) | event.tag_count)
-    event.content = sip_finish(content)
+    cdef uint64_t content = event.content
+    cdef const char* order = event.order.data
+    cdef uint32_t rest = event.order.size
+    event.id_hash = hash_text_128(hashing.key, DOMAIN_ID, event.id.data, event.id.size)
+    event.keys[KEY_MEMBER] = hash_text_128(hashing.key, DOMAIN_MEMBER, event.member.data, event.member.size)
+    event.keys[KEY_DEVICE] = key_hash(hashing.key, DOMAIN_DEVICE, &event.device)
+    event.keys[KEY_IP] = key_hash(hashing.key, DOMAIN_IP, &event.ip)
+    event.keys[KEY_PHONE] = key_hash(hashing.key, DOMAIN_PHONE, &event.phone)
+    event.city_hash = name_hash(hashing, &event.city)
+    event.tier_hash = name_hash(hashing, &event.tier)
+    while rest > 8:
+        content = folded(content ^ load_word(order), hashing.content_factor)
+        order += 8
+        rest -= 8
+    if rest:
+        content = folded(content ^ load_rest(order, rest), hashing.content_factor)
+    content = folded(content ^ event.keys[KEY_MEMBER].first, hashing.content_factor + event.keys[KEY_DEVICE].first)
+    content = folded(content ^ event.keys[KEY_IP].first, hashing.content_factor + event.keys[KEY_PHONE].first)
+    content = folded(content ^ <uint64_t>event.ts, hashing.content_factor + <uint64_t>event.amount)
+    content = folded(content ^ event.city_hash, hashing.content_factor + event.tier_hash)
+    content = folded(content ^ rotated(event.card_until, 1), hashing.content_factor + <uint64_t>event.immune_until)
+    event.content = folded(
+        content ^ (<uint64_t>event.line_count << 8) ^ event.tag_count, hashing.content_factor + event.order.size)
 
 
-cdef bint decode_event(const Rules* rules, NameCache* cache, SipKey key, const char* data, uint64_t size,
+cdef bint decode_event(const Rules* rules, Hashing* hashing, const char* data, uint64_t size,
                        Event* event) noexcept nogil:
     """Decode one compact event that fills ``size`` bytes; return whether it is valid.
 
@@ -396,7 +439,6 @@ cdef bint decode_event(const Rules* rules, NameCache* cache, SipKey key, const c
     """
     cdef Reader reader
     cdef Value value
-    cdef SipState content = sip_start(key, DOMAIN_CONTENT)
     cdef uint128 base
     reader.at = <const unsigned char*>data
     reader.end = reader.at + size
@@ -405,13 +447,13 @@ cdef bint decode_event(const Rules* rules, NameCache* cache, SipKey key, const c
     event.amount = ABSENT
     if read_head(&reader, &value) != TYPE_ARRAY or value.size < REQUIRED_ITEMS:
         return False
-    if not read_items(rules, cache, key, &reader, value.size, event, &content) or reader.at != reader.end:
+    if not read_items(rules, hashing, &reader, value.size, event) or reader.at != reader.end:
         return False
     if event.line_count == 0 and rules.priced_kind >= 0 and event.kind == rules.priced_kind:
         base = <uint128>event.amount * <uint128>rules.blank_weight
         event.base_high = <uint64_t>(base >> 64)
         event.base_low = <uint64_t>base
-    hash_event(cache, key, event, &content)
+    hash_event(hashing, event)
     return True
 
 

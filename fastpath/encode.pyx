@@ -19,6 +19,7 @@ from fastpath.msgpack cimport (
     write_unsigned,
 )
 from fastpath.rules cimport Rules
+from fastpath.siphash cimport PADDING
 from fastpath.types cimport OUTCOME_DEFERRED, Event, Text
 
 cdef enum:
@@ -31,6 +32,23 @@ cdef const char** INTEGER_NAMES = [
     "at", "at_seq", "index", "ts", "day", "kind", "outcome", "cause", "frozen", "amount", "base", "uncapped", "points",
     "campaign_set", "tripped", "device", "ip", "phone",
 ]
+
+
+cdef extern from *:
+    """
+    /* Copy a text of up to PADDING bytes, and then some: source and target have room for that. */
+    static inline void accrual_copy_text(unsigned char *target, const char *source, uint32_t size) {
+        if (size == 0)
+            return;
+        if (size <= 16)
+            memcpy(target, source, 16);
+        else if (size <= 32)
+            memcpy(target, source, 32);
+        else
+            memcpy(target, source, size);
+    }
+    """
+    void copy_text "accrual_copy_text"(unsigned char* target, const char* source, uint32_t size) noexcept nogil
 
 
 cdef inline void write_name(Buffer* buffer, const char* name) noexcept nogil:
@@ -116,14 +134,14 @@ cdef void write_texts(Buffer* buffer, const Event* events, const Rows* rows, int
     write_array(buffer, 2)
     write_integers(buffer, scratch, rows.count)
     write_bin_head(buffer, total)
-    target = room(buffer, total)
+    target = room(buffer, total + PADDING)
     if target == NULL:
         return
+    buffer.size -= PADDING
     for i in range(rows.count):
         text = text_of(&events[rows.events[i]], column)
-        if text.size:
-            memcpy(target, text.data, text.size)
-            target += text.size
+        copy_text(target, text.data, text.size)
+        target += text.size
 
 
 cdef uint32_t cut_characters(const Text* text, uint32_t count, bint at_end) noexcept nogil:

@@ -3,13 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from fastpath.siphash cimport SipKey
-from fastpath.types cimport MAXIMUM_WORDS
-
-cdef enum:
-    KEY_MEMBER = 0
-    KEY_DEVICE = 1
-    KEY_IP = 2
-    KEY_PHONE = 3
+from fastpath.types cimport KEYS, MAXIMUM_WORDS
 
 cdef enum:
     MEASURE_EVENTS = 0
@@ -39,6 +33,19 @@ cdef struct NameMap:
     int32_t* values
     uint32_t mask
 
+cdef struct Limit:
+    int64_t max
+    int64_t duration_ms
+    uint64_t bucket_factor     # see bucket_of
+    uint32_t bucket_shift
+    uint32_t offset            # in the record of its key, or in its slot of the day
+    uint32_t kept              # distinct members remembered
+    uint8_t place              # its key, or KEYS + key where it counts by day
+    uint8_t measure
+    uint8_t action
+    uint8_t number             # in the rulebook
+    bint sliding
+
 cdef struct EarningRule:
     bint per_yuan
     bint once
@@ -52,21 +59,14 @@ cdef struct EarningRule:
     uint32_t once_offset       # where a member's record keeps the mark
     uint64_t once_bit
     uint32_t streak_offset     # in a member's record
-    uint32_t daily_offset      # in the record of a member's day
+    uint32_t daily_offset      # in the slot of a member's day
+    uint32_t keys              # bit mask of the keys on which limits apply, the member always
+    uint32_t daily_keys        # and of those that count by day
     uint64_t campaigns[MAXIMUM_WORDS]
-    uint64_t counting_limits   # bit mask of the limits on events and members that apply
-    uint64_t points_limits
-
-cdef struct Limit:
-    uint8_t key
-    uint8_t measure
-    uint8_t action
-    bint sliding
-    int64_t max
-    int64_t duration_ms
-    int64_t bucket_ms
-    uint32_t offset            # in the record of its key
-    uint32_t kept              # distinct members remembered
+    Limit* counting            # the limits on events and members that apply, in rulebook order
+    Limit* counting_end
+    Limit* pointing            # those on points: clamps first, then the others, each in rulebook order
+    Limit* pointing_end
 
 cdef struct Campaign:
     uint32_t days_of_month     # bit 1..31; 0: any
@@ -79,8 +79,6 @@ cdef struct Campaign:
 cdef struct Rules:
     EarningRule* earning
     int32_t earning_count
-    Limit* limits
-    int32_t limit_count
     Campaign* campaigns
     int32_t campaign_count
     int32_t words              # 64-bit words of a campaign set
@@ -105,8 +103,8 @@ cdef struct Rules:
     int64_t* transition_ms
     int64_t* transition_offset_ms
     int32_t transition_count
-    bint key_windows[4]
-    bint key_days[4]
+    uint32_t day_offset[KEYS]  # where a record has the first of its two slots of a day
+    uint32_t day_bytes[KEYS]   # and how many bytes each has
 
 
 cdef inline int32_t name_find(const NameMap* names, uint64_t hash, int32_t default) noexcept nogil:
@@ -116,6 +114,22 @@ cdef inline int32_t name_find(const NameMap* names, uint64_t hash, int32_t defau
             return names.values[i]
         i = (i + 1) & names.mask
     return default
+
+
+cdef extern from *:
+    """
+    #define accrual_high_product(left, right) ((uint64_t)(((unsigned __int128)(left) * (right)) >> 64))
+    """
+    uint64_t high_product "accrual_high_product"(uint64_t left, uint64_t right) noexcept nogil
+
+
+cdef inline int64_t bucket_of(const Limit* limit, int64_t time_ms) noexcept nogil:
+    """Return the index of a time's bucket plus one, so that 0 can mean that nothing was counted yet.
+
+    The factor is 2^(64 + shift) over the milliseconds of a bucket, rounded up: exact for times below 2^53
+    (Granlund and Montgomery, Division by invariant integers using multiplication).
+    """
+    return <int64_t>(high_product(<uint64_t>time_ms, limit.bucket_factor) >> limit.bucket_shift) + 1
 
 
 cdef class FlatRulebook:
@@ -128,6 +142,6 @@ cdef class FlatRulebook:
     cdef uint64_t* masks(self, list rows) except NULL
     cdef int set_words(self, uint64_t* words, object mask) except -1
     cdef int load_earning(self, SipKey key) except -1
-    cdef int load_limits(self) except -1
+    cdef Limit* limits(self, list rows) except NULL
     cdef int load_campaigns(self, SipKey key) except -1
     cdef int load_calendar(self) except -1

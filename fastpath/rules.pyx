@@ -2,10 +2,15 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastpath.siphash cimport SipKey, hash_text
-from fastpath.types cimport MAXIMUM_WORDS
+from fastpath.siphash cimport PADDING, SipKey, hash_text
+from fastpath.types cimport KEYS, MAXIMUM_WORDS
 
 WORD = (1 << 64) - 1
+
+
+cdef uint64_t hash_of_name(SipKey key, bytes name):
+    cdef bytes padded = name + bytes(PADDING)
+    return hash_text(key, DOMAIN_NAME, PyBytes_AS_STRING(padded), len(name))
 
 
 cdef class FlatRulebook:
@@ -23,7 +28,9 @@ cdef class FlatRulebook:
         if self.rules.words > MAXIMUM_WORDS:
             raise ValueError("a rulebook has too many campaigns")
         self.load_earning(sip)
-        self.load_limits()
+        for number in range(KEYS):
+            self.rules.day_offset[<int>number] = description["day_offset"][number]
+            self.rules.day_bytes[<int>number] = description["day_bytes"][number]
         self.load_campaigns(sip)
         self.load_calendar()
 
@@ -43,7 +50,6 @@ cdef class FlatRulebook:
         """Map each text to its position in ``texts``."""
         cdef uint32_t size = 4
         cdef uint64_t hash
-        cdef bytes data
         cdef uint32_t i
         while size < 2 * len(texts) + 2:
             size *= 2
@@ -51,8 +57,7 @@ cdef class FlatRulebook:
         names.values = <int32_t*>self.array(size * sizeof(int32_t))
         names.mask = size - 1
         for number, text in enumerate(texts):
-            data = text.encode()
-            hash = hash_text(key, DOMAIN_NAME, PyBytes_AS_STRING(data), len(data))
+            hash = hash_of_name(key, text.encode())
             i = <uint32_t>hash & names.mask
             while names.keys[i]:
                 i = (i + 1) & names.mask
@@ -74,12 +79,11 @@ cdef class FlatRulebook:
 
     cdef int load_earning(self, SipKey key) except -1:
         cdef EarningRule* rule
-        cdef bytes priced = b"order_paid"
         rows = self.description["earning"]
         self.rules.earning_count = len(rows)
         self.rules.earning = <EarningRule*>self.array(len(rows) * sizeof(EarningRule))
         self.rules.priced_kind = -1
-        self.rules.order_paid = hash_text(key, DOMAIN_NAME, PyBytes_AS_STRING(priced), len(priced))
+        self.rules.order_paid = hash_of_name(key, b"order_paid")
         for number, row in enumerate(rows):
             rule = &self.rules.earning[<int>number]
             rule.per_yuan = row["per_yuan"]
@@ -95,8 +99,12 @@ cdef class FlatRulebook:
             rule.once_bit = 1 << row["once_bit"]
             rule.streak_offset = row["streak_offset"]
             rule.daily_offset = row["daily_offset"]
-            rule.counting_limits = row["counting_limits"]
-            rule.points_limits = row["points_limits"]
+            rule.keys = row["keys"]
+            rule.daily_keys = row["daily_keys"]
+            rule.counting = self.limits(row["counting"])
+            rule.counting_end = rule.counting + <size_t>len(row["counting"])
+            rule.pointing = self.limits(row["pointing"])
+            rule.pointing_end = rule.pointing + <size_t>len(row["pointing"])
             self.set_words(rule.campaigns, row["campaigns"])
             if row["per_yuan"]:
                 self.rules.priced_kind = number
@@ -109,26 +117,24 @@ cdef class FlatRulebook:
         self.rules.blank_weight = self.description["blank_weight"]
         return 0
 
-    cdef int load_limits(self) except -1:
-        cdef Limit* limit
-        rows = self.description["limits"]
-        self.rules.limit_count = len(rows)
-        self.rules.limits = <Limit*>self.array(len(rows) * sizeof(Limit))
-        for number, row in enumerate(rows):
-            limit = &self.rules.limits[<int>number]
-            limit.key = row["key"]
+    cdef Limit* limits(self, list rows) except NULL:
+        """Return an array of limits."""
+        cdef Limit* memory = <Limit*>self.array(len(rows) * sizeof(Limit))
+        cdef Limit* limit = memory
+        for row in rows:
+            limit.number = row["number"]
+            limit.place = row["place"]
             limit.measure = row["measure"]
             limit.action = row["action"]
             limit.sliding = row["duration_ms"] > 0
             limit.max = row["max"]
             limit.duration_ms = row["duration_ms"]
-            limit.bucket_ms = max(1, row["duration_ms"] // 8)
+            limit.bucket_factor = row["bucket_factor"]
+            limit.bucket_shift = row["bucket_shift"]
             limit.offset = row["offset"]
             limit.kept = row["kept"]
-        for number in range(4):
-            self.rules.key_windows[<int>number] = self.description["key_windows"][number]
-            self.rules.key_days[<int>number] = self.description["key_days"][number]
-        return 0
+            limit += 1
+        return memory
 
     cdef int load_campaigns(self, SipKey key) except -1:
         cdef Campaign* campaign

@@ -64,27 +64,30 @@ cdef inline uint64_t load_word(const char* data) noexcept nogil:
     return word
 
 
-cdef inline uint64_t load_tail(const char* data, uint32_t size, uint32_t rest) noexcept nogil:
-    """Load the last ``rest`` (0..7) bytes of ``size`` bytes without reading outside of them."""
-    cdef uint64_t word = 0
-    cdef uint32_t i
-    if rest == 0:
-        return 0
-    if size >= 8:
-        return load_word(data + size - 8) >> (8 * (8 - rest))
-    for i in range(rest):
-        word |= (<uint64_t>(<unsigned char>data[size - rest + i])) << (8 * i)
-    return word
+# The decoder's texts lie in buffers that go on for PADDING bytes after their end, so that a short text can be loaded in
+# whole words; what is not of the text is masked out.
+cdef enum:
+    PADDING = 32
+
+cdef extern from *:
+    """
+    static const uint64_t accrual_masks[9] = {
+        0, 0xff, 0xffff, 0xffffff, 0xffffffff, 0xffffffffff, 0xffffffffffff, 0xffffffffffffff, 0xffffffffffffffff};
+    """
+    const uint64_t* MASKS "accrual_masks"
+
+
+cdef inline uint64_t load_rest(const char* data, uint32_t rest) noexcept nogil:
+    """Load ``rest`` (0..8) bytes."""
+    return load_word(data) & MASKS[rest]
 
 
 cdef inline void sip_text(SipState* s, const char* data, uint32_t size) noexcept nogil:
-    cdef uint32_t rest = size & 7
-    cdef uint32_t whole = size - rest
-    cdef uint32_t i = 0
-    while i < whole:
-        sip_word(s, load_word(data + i))
-        i += 8
-    sip_word(s, load_tail(data, size, rest) | (<uint64_t>(size & 0xff) << 56))
+    cdef const char* last = data + (size & ~<uint32_t>7)
+    while data < last:
+        sip_word(s, load_word(data))
+        data += 8
+    sip_word(s, load_rest(data, size & 7) | (<uint64_t>(size & 0xff) << 56))
 
 
 cdef inline uint64_t hash_text(SipKey key, uint64_t domain, const char* data, uint32_t size) noexcept nogil:

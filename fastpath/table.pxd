@@ -8,7 +8,6 @@ them; a record's number never changes.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp
 
 cdef enum:
     LINE_SLOTS = 8
@@ -20,8 +19,8 @@ cdef struct Slot:
 
 cdef struct Header:
     # What every record starts with. `day` says when it expires; members never do.
-    uint64_t first             # the key's hash
-    uint64_t second            # its second half, or the member number of a member's day
+    uint64_t first             # the key's hash; 0 in a record that is free
+    uint64_t second            # its second half
     int32_t day
     uint32_t next_free         # number + 1 of the next free record; of a record in use, its own
 
@@ -55,6 +54,42 @@ cdef struct Table:
     bint huge
 
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #ifdef __SSE2__
+    #include <emmintrin.h>
+    #endif
+
+    #define accrual_prefetch(address) __builtin_prefetch(address)
+    #define accrual_lowest_bit(mask) __builtin_ctzll(mask)
+
+    /* Of the eight slots of a line, those with the tag: bit i for slot i. A slot starts with its tag. */
+    static inline uint32_t accrual_match(const void *line, uint32_t tag) {
+    #ifdef __SSE2__
+        const float *words = (const float *)line;
+        const __m128i wanted = _mm_set1_epi32((int)tag);
+        const __m128i low = _mm_castps_si128(
+            _mm_shuffle_ps(_mm_load_ps(words), _mm_load_ps(words + 4), _MM_SHUFFLE(2, 0, 2, 0)));
+        const __m128i high = _mm_castps_si128(
+            _mm_shuffle_ps(_mm_load_ps(words + 8), _mm_load_ps(words + 12), _MM_SHUFFLE(2, 0, 2, 0)));
+        const int first = _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(low, wanted)));
+        const int second = _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(high, wanted)));
+        return (uint32_t)(first | second << 4);
+    #else
+        const uint32_t *words = (const uint32_t *)line;
+        uint32_t found = 0;
+        for (int i = 0; i < 8; i++)
+            found |= (uint32_t)(words[2 * i] == tag) << i;
+        return found;
+    #endif
+    }
+    """
+    void prefetch "accrual_prefetch"(const void* address) noexcept nogil
+    int lowest_bit "accrual_lowest_bit"(uint64_t mask) noexcept nogil
+    uint32_t match_line "accrual_match"(const Slot* line, uint32_t tag) noexcept nogil
+
+
 cdef inline uint32_t tag_of(uint64_t hash) noexcept nogil:
     return <uint32_t>(hash >> 32)
 
@@ -66,57 +101,68 @@ cdef inline uint32_t segment_of(const Table* table, uint32_t tag) noexcept nogil
 
 cdef inline uint64_t line_in_segment(const Table* table, uint32_t tag) noexcept nogil:
     """Return the slot within its segment where a search for a tag starts: the lines go by its lowest bits."""
-    return <uint64_t>(tag * LINE_SLOTS) & ((<uint64_t>1 << table.segment_shift) - 1)
+    return (<uint64_t>tag * LINE_SLOTS) & ((<uint64_t>1 << table.segment_shift) - 1)
 
 
-cdef inline Slot* slot_of(const Table* table, uint32_t tag) noexcept nogil:
-    """Return the slot where a search for a tag starts."""
+cdef inline Slot* line_of(const Table* table, uint64_t hash) noexcept nogil:
+    """Return the line of slots where a search for a key starts."""
+    cdef uint32_t tag = tag_of(hash)
     return (<Slot*>table.slots.base) + (
         (<uint64_t>segment_of(table, tag) << table.segment_shift) + line_in_segment(table, tag))
 
 
-cdef inline Slot* next_slot(const Table* table, Slot* slot) noexcept nogil:
-    """Return the slot after ``slot``, wrapping within its segment."""
-    cdef uint64_t offset = slot - <Slot*>table.slots.base
+cdef inline Slot* next_line(const Table* table, Slot* line) noexcept nogil:
+    """Return the line after ``line``, wrapping within its segment."""
+    cdef uint64_t offset = line - <Slot*>table.slots.base
     cdef uint64_t mask = (<uint64_t>1 << table.segment_shift) - 1
-    return (<Slot*>table.slots.base) + ((offset & ~mask) | ((offset + 1) & mask))
+    return (<Slot*>table.slots.base) + ((offset & ~mask) | ((offset + LINE_SLOTS) & mask))
 
 
 cdef inline char* record_at(const Table* table, uint32_t number) noexcept nogil:
     return table.records.base + <uint64_t>number * table.stride
 
 
-cdef inline char* find_keyed(const Table* table, uint64_t first, uint64_t second) noexcept nogil:
+cdef inline void touch(Table* table, void* record) noexcept nogil:
+    """Take note that a record is about to change."""
+    pass
+
+
+cdef inline char* candidate_in(const Table* table, const Slot* line, uint64_t hash) noexcept nogil:
+    """Return the record of the first slot of a line that may be the one of ``hash``, or NULL."""
+    cdef uint32_t found = match_line(line, tag_of(hash))
+    cdef uint32_t record
+    if found == 0:
+        return NULL
+    record = line[lowest_bit(found)].record
+    return record_at(table, record - 1) if record else NULL
+
+
+cdef inline char* find(const Table* table, uint64_t first, uint64_t second) noexcept nogil:
     """Return the record of a 128-bit key, or NULL."""
+    cdef Slot* line = line_of(table, first)
     cdef uint32_t tag = tag_of(first)
-    cdef Slot* slot = slot_of(table, tag)
+    cdef uint32_t found
+    cdef Slot* slot
     cdef Header* header
-    while slot.record:
-        if slot.tag == tag:
-            header = <Header*>record_at(table, slot.record - 1)
-            if header.first == first and header.second == second:
-                return <char*>header
-        slot = next_slot(table, slot)
-    return NULL
+    while True:
+        found = match_line(line, tag)
+        while found:
+            slot = &line[lowest_bit(found)]
+            found &= found - 1
+            if slot.record:
+                header = <Header*>record_at(table, slot.record - 1)
+                if header.first == first and header.second == second:
+                    return <char*>header
+        # A line fills up from its first slot, and only a full one goes on in the next.
+        if line[LINE_SLOTS - 1].record == 0:
+            return NULL
+        line = next_line(table, line)
 
 
 cdef inline uint64_t day_hash(uint64_t hash, int32_t day) noexcept nogil:
-    """Spread a key's hash over its days."""
-    return hash ^ (<uint64_t>(<uint32_t>day) * <uint64_t>0x9e3779b97f4a7c15)
-
-
-cdef inline char* find_day(const Table* table, uint64_t first, uint64_t second, int32_t day) noexcept nogil:
-    """Return the record of a key's business day, or NULL; ``first`` is its ``day_hash``."""
-    cdef uint32_t tag = tag_of(first)
-    cdef Slot* slot = slot_of(table, tag)
-    cdef Header* header
-    while slot.record:
-        if slot.tag == tag:
-            header = <Header*>record_at(table, slot.record - 1)
-            if header.first == first and header.second == second and header.day == day:
-                return <char*>header
-        slot = next_slot(table, slot)
-    return NULL
+    """Spread a key's hash over its days; never 0."""
+    cdef uint64_t spread = hash ^ (<uint64_t>(<uint32_t>day) * <uint64_t>0x9e3779b97f4a7c15)
+    return spread if spread else 1
 
 
 cdef int region_init(Region* region, bint huge) except -1 nogil

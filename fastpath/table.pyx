@@ -190,7 +190,9 @@ cdef void drop_expired(Table* table, uint32_t segment, Slot* scratch) noexcept n
 
 cdef inline void release(Table* table, uint32_t record) noexcept nogil:
     """Put a record (number + 1) on the free list."""
-    (<Header*>record_at(table, record - 1)).next_free = table.free_head
+    cdef Header* header = <Header*>record_at(table, record - 1)
+    header.first = 0
+    header.next_free = table.free_head
     table.free_head = record
     table.live -= 1
 

@@ -60,6 +60,14 @@ cdef struct RawEntry:
     uint32_t value_size
     uint32_t field_count       # pairs
 
+cdef enum:
+    # What limits count by. The member comes first: every event has one.
+    KEY_MEMBER = 0
+    KEY_DEVICE = 1
+    KEY_IP = 2
+    KEY_PHONE = 3
+    KEYS = 4
+
 cdef struct Event:
     int64_t arrival_ms
     uint64_t arrival_seq
@@ -74,6 +82,9 @@ cdef struct Event:
     int64_t amount             # -1 where absent
     int64_t card_until         # 0 where absent
     int64_t immune_until       # 0 where absent
+    uint64_t base_high         # base in parts of a point: 128 bits
+    uint64_t base_low
+    uint64_t tags_mask[MAXIMUM_WORDS]
     Text id
     Text kind_name
     Text member
@@ -85,14 +96,8 @@ cdef struct Event:
     Text tier
     Text lines                 # MessagePack of the array's items, header excluded
     Text tags
-    Hash128 id_hash
-    Hash128 member_hash        # the second half is not used: members are compared by name
-    Hash128 device_hash
-    Hash128 ip_hash
-    Hash128 phone_hash
     uint64_t city_hash
     uint64_t tier_hash
     uint64_t content           # hash of every field but the arrival
-    uint64_t base_high         # base in parts of a point: 128 bits
-    uint64_t base_low
-    uint64_t tags_mask[MAXIMUM_WORDS]
+    Hash128 id_hash
+    Hash128 keys[KEYS]         # of a member the first half counts: members are compared by name

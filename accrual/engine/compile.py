@@ -26,6 +26,7 @@ HEADER_BYTES: Final = 24
 MEMBER_BYTES: Final = 64
 MINUTES: Final = 1440
 ALWAYS_DAY: Final = 2**31 - 1
+TIME_SLACK_BITS: Final = 64 - 53
 
 # Bytes of a limit's counters in the record of its key. A sliding total has its latest bucket index and eight buckets.
 SLIDING_EVENTS_BYTES: Final = 8 + 8 * 4
@@ -33,8 +34,13 @@ SLIDING_POINTS_BYTES: Final = 8 + 8 * 8
 DAY_TOTAL_BYTES: Final = 8
 
 
-def _round_up(size: int) -> int:
-    return (size + 7) // 8 * 8
+# A record of such a multiple of bytes reaches into no more cache lines than it has to.
+RECORD_BYTES: Final = 32
+MARK_BYTES: Final = 8
+
+
+def _round_up(size: int, multiple: int = 8) -> int:
+    return -(-size // multiple) * multiple
 
 
 class Layout:
@@ -42,10 +48,15 @@ class Layout:
 
     def __init__(self, start: int, parts: Iterable[tuple[object, int]] = ()) -> None:
         self.parts: dict[object, tuple[int, int]] = {"fixed": (0, start)}
-        self.stride = start
+        self.size = start
         for part, size in parts:
-            self.parts[part] = (self.stride, size)
-            self.stride += _round_up(size)
+            self.parts[part] = (self.size, size)
+            self.size += _round_up(size)
+
+    @property
+    def stride(self) -> int:
+        """The bytes from one record to the next."""
+        return _round_up(self.size, RECORD_BYTES)
 
     def offset(self, part: object) -> int:
         """Return where ``part`` starts; 0 where there is no such part."""
@@ -61,15 +72,19 @@ class Layout:
 
 
 class Layouts:
-    """The layouts of all tables. What members have done is kept by kind for ever, what limits counted by identity."""
+    """The layouts of all tables. What members have done is kept by kind for ever, what limits counted by identity.
+
+    A record has two slots of a day, for even and odd days; a slot starts with a mark that says which day it holds. A
+    spilled record is one slot behind a header.
+    """
 
     def __init__(self) -> None:
         self.once_kinds: dict[str, int] = {}
         self.streak_kinds: dict[str, int] = {}
         self.daily_kinds: dict[str, int] = {}
-        self.member = Layout(MEMBER_BYTES)
-        self.days = {key: Layout(HEADER_BYTES) for key in LIMIT_KEYS}
-        self.windows = {key: Layout(HEADER_BYTES) for key in LIMIT_KEYS}
+        self.records = {key: Layout(MEMBER_BYTES if key == "member" else HEADER_BYTES) for key in LIMIT_KEYS}
+        self.slots = {key: Layout(0) for key in LIMIT_KEYS}
+        self.spilled = {key: Layout(HEADER_BYTES) for key in LIMIT_KEYS}
 
     def adopt(self, rulebook: Rulebook) -> None:
         """Lay out the records for ``rulebook``."""
@@ -81,26 +96,26 @@ class Layouts:
             ):
                 if wanted:
                     kinds.setdefault(rule.kind, len(kinds))
-        sliding = {key: _limit_parts(rulebook, key, sliding=True) for key in LIMIT_KEYS}
-        daily = {key: _limit_parts(rulebook, key, sliding=False) for key in LIMIT_KEYS}
         once = [("once", len(self.once_kinds) // 64 * 8 + 8)] if self.once_kinds else []
         streaks = [(("streak", kind), 8) for kind in self.streak_kinds]
         counts = [(("daily", kind), 8) for kind in self.daily_kinds]
-        self.member = Layout(MEMBER_BYTES, [*once, *streaks, *sliding["member"]])
-        self.windows = {key: Layout(HEADER_BYTES, sliding[key]) for key in LIMIT_KEYS if key != "member"}
-        self.days = {key: Layout(HEADER_BYTES, daily[key]) for key in LIMIT_KEYS if key != "member"}
-        self.days["member"] = Layout(HEADER_BYTES, [*counts, *daily["member"]])
+        for key in LIMIT_KEYS:
+            daily = [*(counts if key == "member" else ()), *_limit_parts(rulebook, key, sliding=False)]
+            slot = [("mark", MARK_BYTES), *daily] if daily else []
+            slots = [((number, part), size) for number in range(2) for part, size in slot]
+            kept = [*once, *streaks] if key == "member" else []
+            start = MEMBER_BYTES if key == "member" else HEADER_BYTES
+            self.records[key] = Layout(start, [*kept, *_limit_parts(rulebook, key, sliding=True), *slots])
+            self.slots[key] = Layout(0, slot)
+            self.spilled[key] = Layout(HEADER_BYTES, slot)
 
     def tables(self) -> list[Layout]:
-        """Return the layouts in the core's order: members, members' days, then each key's windows and days."""
-        keyed = [layout for key in LIMIT_KEYS[1:] for layout in (self.windows[key], self.days[key])]
-        return [self.member, self.days["member"], *keyed]
+        """Return the layouts in the core's order: the records of each key, then its spilled days."""
+        return [*self.records.values(), *self.spilled.values()]
 
     def limit_offset(self, limit: Limit) -> int:
-        """Return where the counters of ``limit`` stand in the record of its key."""
-        if limit.window.duration_ms is None:
-            return self.days[limit.key].offset(limit.identity)
-        return (self.member if limit.key == "member" else self.windows[limit.key]).offset(limit.identity)
+        """Return where the counters of ``limit`` stand in the record of its key, or in its slot of the day."""
+        return (self.slots if limit.window.duration_ms is None else self.records)[limit.key].offset(limit.identity)
 
 
 def _limit_parts(rulebook: Rulebook, key: str, *, sliding: bool) -> list[tuple[object, int]]:
@@ -151,9 +166,8 @@ def describe(rulebook: Rulebook, layouts: Layouts) -> dict[str, Any]:
         if per_yuan is None
         else {category: int(per_yuan.line_rate(category) * scale) for category in per_yuan.category_rates},
         "blank_weight": int(per_yuan.line_rate("") * scale) if per_yuan else 0,
-        "limits": [_describe_limit(limit, layouts) for limit in rulebook.limits],
-        "key_windows": [bool(_limit_parts(rulebook, key, sliding=True)) for key in LIMIT_KEYS],
-        "key_days": [bool(_limit_parts(rulebook, key, sliding=False)) for key in LIMIT_KEYS],
+        "day_offset": [layouts.records[key].offset((0, "mark")) for key in LIMIT_KEYS],
+        "day_bytes": [layouts.slots[key].size for key in LIMIT_KEYS],
         "campaigns": [
             {
                 "days_of_month": sum(1 << day for day in campaign.days_of_month or ()),
@@ -185,6 +199,13 @@ def describe(rulebook: Rulebook, layouts: Layouts) -> dict[str, Any]:
 def _describe_rule(rulebook: Rulebook, rule: EarningRule, layouts: Layouts) -> dict[str, Any]:
     scale = base_scale(rule)
     applying = [(number, limit) for number, limit in enumerate(rulebook.limits) if limit.applies_to(rule.kind)]
+    keys = {limit.key for _, limit in applying}
+    daily_keys = {limit.key for _, limit in applying if limit.window.duration_ms is None}
+    if rule.max_per_day is not None:
+        daily_keys.add("member")
+    counting = [(number, limit) for number, limit in applying if limit.measure != "points"]
+    pointing = [(number, limit) for number, limit in applying if limit.measure == "points"]
+    pointing.sort(key=lambda numbered: numbered[1].action != "clamp")
     once = layouts.once_kinds.get(rule.kind, 0)
     return {
         "per_yuan": rule.points_per_yuan is not None,
@@ -196,25 +217,46 @@ def _describe_rule(rulebook: Rulebook, rule: EarningRule, layouts: Layouts) -> d
         "max_per_day": rule.max_per_day or 0,
         "scale": scale,
         "weight": 0 if rule.points_per_yuan is None else int(rule.points_per_yuan / 100 * scale),
-        "once_offset": layouts.member.offset("once") + once // 64 * 8,
+        "once_offset": layouts.records["member"].offset("once") + once // 64 * 8,
         "once_bit": once % 64,
-        "streak_offset": layouts.member.offset(("streak", rule.kind)),
-        "daily_offset": layouts.days["member"].offset(("daily", rule.kind)),
+        "streak_offset": layouts.records["member"].offset(("streak", rule.kind)),
+        "daily_offset": layouts.slots["member"].offset(("daily", rule.kind)),
+        "keys": _mask_of(keys | {"member"}),
+        "daily_keys": _mask_of(daily_keys),
         "campaigns": sum(
             1 << number for number, campaign in enumerate(rulebook.campaigns) if rule.kind in campaign.kinds
         ),
-        "counting_limits": sum(1 << number for number, limit in applying if limit.measure != "points"),
-        "points_limits": sum(1 << number for number, limit in applying if limit.measure == "points"),
+        "counting": [_describe_limit(number, limit, layouts) for number, limit in counting],
+        "pointing": [_describe_limit(number, limit, layouts) for number, limit in pointing],
     }
 
 
-def _describe_limit(limit: Limit, layouts: Layouts) -> dict[str, Any]:
+def _mask_of(keys: Iterable[str]) -> int:
+    return sum(1 << LIMIT_KEYS.index(key) for key in keys)
+
+
+def _describe_limit(number: int, limit: Limit, layouts: Layouts) -> dict[str, Any]:
+    key = LIMIT_KEYS.index(limit.key)
+    daily = limit.window.duration_ms is None
+    factor, shift = (0, 0) if daily else _division_by(limit.window.bucket_ms)
     return {
-        "key": LIMIT_KEYS.index(limit.key),
+        "number": number,
+        "place": key + len(LIMIT_KEYS) if daily else key,
         "measure": MEASURES.index(limit.measure),
         "action": ACTIONS.index(limit.action),
         "max": limit.max,
         "duration_ms": limit.window.duration_ms or 0,
+        "bucket_factor": factor,
+        "bucket_shift": shift,
         "offset": layouts.limit_offset(limit),
         "kept": limit.max + 1 if limit.measure == "members" else 0,
     }
+
+
+def _division_by(divisor: int) -> tuple[int, int]:
+    """Return the ``(factor, shift)`` by which the core divides times: ``t // divisor == t * factor >> 64 + shift``.
+
+    With 2^shift not below the divisor over 2^11, the factor is exact enough for every ``t`` below 2^53.
+    """
+    shift = max(0, (divisor - 1).bit_length() - TIME_SLACK_BITS)
+    return -(-(1 << (64 + shift)) // divisor), shift

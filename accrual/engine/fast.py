@@ -13,7 +13,7 @@ from accrual.engine.outcome import OUTCOMES, DeadLetter, Decision, Duplicate, Po
 from accrual.engine.privacy import NO_SECRET, Secret
 from accrual.engine.reference import STREAM_SLACK_DAYS
 from accrual.errors import InvalidEvent
-from accrual.events import items_of_json, mapping_from_json
+from accrual.events import LIMIT_KEYS, items_of_json, mapping_from_json
 from accrual.events.text import compact_from_mapping, is_json_array
 from accrual.rulebook import Rulebook, combined_multiplier
 from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
@@ -79,10 +79,12 @@ class FastEngine:
         self._core = Core(secret.key, slack_days, split_json, segment_shift)
         self._layouts = Layouts()
         self.generation = 0
+        self.rulebook = rulebook
         self.adopt(rulebook)
 
     def adopt(self, rulebook: Rulebook) -> None:
-        """Decide by ``rulebook`` from now on."""
+        """Decide by ``rulebook`` from now on. Raises ``RulebookError`` where it may not follow the one in force."""
+        self.rulebook.check_successor(rulebook)
         before = self._layouts.tables()
         self._layouts.adopt(rulebook)
         moves = [
@@ -121,8 +123,7 @@ class FastEngine:
     @property
     def sizes(self) -> dict[str, int]:
         """The number of records in each table."""
-        names = ["ids", "members", "member_days"]
-        names += [f"{key}_{part}" for key in ("device", "ip", "phone") for part in ("windows", "days")]
+        names = ["ids", *(f"{key}s" for key in LIMIT_KEYS), *(f"{key}_days" for key in LIMIT_KEYS)]
         return dict(zip(names, self._core.sizes, strict=True))
 
 

@@ -113,14 +113,16 @@ class ReferenceEngine:
         self.latest_arrival_day = 0
         self.totals: dict[tuple[object, ...], TotalCounter] = {}
         self.sights: dict[tuple[object, ...], MembersCounter] = {}
+        self.rulebook = rulebook
         self.adopt(rulebook)
 
     def adopt(self, rulebook: Rulebook) -> None:
         """Decide by ``rulebook`` from now on.
 
         Limits whose ``identity`` is unchanged keep their counts, others start empty; what members have done (streaks,
-        daily counts, once marks) is kept by kind.
+        daily counts, once marks) is kept by kind. Raises ``RulebookError`` where it may not follow the one in force.
         """
+        self.rulebook.check_successor(rulebook)
         self.rulebook = rulebook
         self.calendar = rulebook.calendar
         kept = {limit.identity for limit in rulebook.limits}

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from accrual.errors import RulebookError
 from accrual.rulebook.calendar import Calendar, day_of_month, day_of_week
 
 __all__ = ["Campaign", "EarningRule", "Limit", "Rulebook", "Window", "combined_multiplier"]
@@ -138,6 +139,16 @@ class Rulebook(msgspec.Struct, frozen=True):
     def calendar(self) -> Calendar:
         """The local calendar of the programme."""
         return Calendar(self.timezone)
+
+    def check_successor(self, successor: Rulebook) -> None:
+        """Check that ``successor`` may follow this rulebook on a partition. Raises ``RulebookError``.
+
+        The time zone is what makes business days, and those of the ledger and the book are not made anew.
+        """
+        if successor.timezone != self.timezone:
+            raise RulebookError(
+                [f"programme.timezone: {successor.timezone!r} where {self.timezone!r} is in force: a programme keeps its own"]
+            )
 
     @property
     def digest(self) -> bytes:
