@@ -146,9 +146,8 @@ class Rulebook(msgspec.Struct, frozen=True):
         The time zone is what makes business days, and those of the ledger and the book are not made anew.
         """
         if successor.timezone != self.timezone:
-            raise RulebookError(
-                [f"programme.timezone: {successor.timezone!r} where {self.timezone!r} is in force: a programme keeps its own"]
-            )
+            in_force = f"where {self.timezone!r} is in force: a programme keeps its own"
+            raise RulebookError([f"programme.timezone: {successor.timezone!r} {in_force}"])
 
     @property
     def digest(self) -> bytes:

@@ -43,9 +43,9 @@ def entry(number: int, at: datetime, ts: datetime, member: str) -> StreamEntry:
 def test_a_day_that_comes_again_finds_its_totals() -> None:
     # On 7 November 2010 the clocks of St. John's went back at 00:01, to 23:01 of the day before: for an hour, events of
     # the 5th are not late again, although arrivals have been of the 7th.
-    before, first, again = (datetime(2010, 11, *time, tzinfo=UTC) for time in ((6, 12), (7, 2, 30, 30), (7, 2, 40)))
-    friday = datetime(2010, 11, 5, 12, tzinfo=UTC)
-    saturday = datetime(2010, 11, 6, 12, tzinfo=UTC)
+    friday, saturday = datetime(2010, 11, 5, 12, tzinfo=UTC), datetime(2010, 11, 6, 12, tzinfo=UTC)
+    before, first = saturday, datetime(2010, 11, 7, 2, 30, 30, tzinfo=UTC)
+    again = datetime(2010, 11, 7, 2, 40, tzinfo=UTC)
     moments = [(before, friday), (before, friday), (before, saturday), (first, first), (first, saturday)]
     moments += [(again, friday), (again, first), (again, saturday), (again, friday), (again, again)]
     entries = [entry(number, at, ts, f"m{number % 2}") for number, (at, ts) in enumerate(moments, start=1)]
@@ -61,7 +61,7 @@ def test_a_day_that_comes_again_finds_its_totals() -> None:
 
 
 @pytest.mark.parametrize("engine", [ReferenceEngine, FastEngine])
-def test_a_programme_keeps_its_time_zone(engine: type[ReferenceEngine] | type[FastEngine]) -> None:
+def test_a_programme_keeps_its_time_zone(engine: type[ReferenceEngine | FastEngine]) -> None:
     rulebook = parse(RULEBOOK)
     running = engine(rulebook, SECRET)
     with pytest.raises(RulebookError, match="Asia/Shanghai"):
