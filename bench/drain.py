@@ -20,7 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -36,7 +36,7 @@ from bench.core import RULEBOOK
 from bench.machine import SERVER_CORE, WORKER_CORE, file_system_of, pinned, run_module, yardstick_ms
 from bench.report import Figure, table
 from bench.wire import EVENTS_PER_BATCH, Encoding, Entries, command, reply_head, xread_command
-from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Workload
+from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Events, Workload
 
 __all__ = ["VARIANTS", "Drain", "DrainSettings", "Drained", "Variant", "measure_drain", "summary"]
 
@@ -49,6 +49,8 @@ CEILING_S: Final = 0.5
 REQUESTS_AHEAD: Final = 2
 RECEIVE_BYTES: Final = 1 << 20
 REPLY_ON: Final = b"+OK\r\n"
+LASTING_KEYS: Final = (KEYS.ledger, KEYS.checkpoint, KEYS.rulebooks)
+KEPT: Final = ":kept"
 TOTAL: Final = re.compile(r"total events=(?P<events>\d+) .*?events_per_s=(?P<rate>\d+)")
 
 # Rewriting the file beside a measurement would measure the rewriting.
@@ -57,18 +59,23 @@ DURABLE: Final[Options] = {"appendonly": "yes", "appendfsync": "always", "auto-a
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to have the events on the stream. ``share`` is the part of the events that it takes to measure it."""
+    """One way to have the events on the stream. ``share`` is the part of the events that it takes to measure it.
+
+    With ``census`` the worker has met every member, device, phone and address before, as on any day but the first.
+    """
 
     name: str
     title: str
     encoding: Encoding
     options: Options
     share: float = 1.0
+    census: bool = True
 
 
 VARIANTS: Final = (
     Variant("single", "one event per entry", "e", {}),
     Variant("batches", f"{EVENTS_PER_BATCH} events per entry", "b", {}),
+    Variant("empty", "one event per entry, on an empty state", "e", {}, census=False),
     Variant("json", "JSON, one event per entry", "j", {}, share=0.25),
     Variant("durable", "one event per entry, appendfsync always", "e", DURABLE),
 )
@@ -189,15 +196,16 @@ def _connected(server: EmbeddedServer, settings: DrainSettings) -> Iterator[sock
 # ----------------------------------------------------------------------------------------------- the stream
 
 
-def fill(connection: socket.socket, workload: Workload, events: int, encoding: Encoding) -> Filled:
-    """Put at least ``events`` events on the stream, whole chunks of them, and return how to read them again."""
+def fill(connection: socket.socket, chunks: Iterable[Events], encoding: Encoding) -> Filled:
+    """Put all ``chunks`` on the stream, in order, and return how to read them again."""
     filled = Filled()
-    after = (0, 0)
+    after: tuple[int, int] | None = None
     # Nobody reads a million answers; whether all has arrived is asked at the end.
     connection.sendall(command("CLIENT", "REPLY", "OFF"))
-    for first in range(0, events, CHUNK_EVENTS):
-        chunk = workload.events(first, CHUNK_EVENTS)
+    for chunk in chunks:
         entries = Entries.of(chunk, encoding)
+        if after is None:
+            after = int(entries.ms[0]) - 1, 0
         connection.sendall(entries.xadd(KEYS.events).data.data)
         after = _plan_reading(filled, entries, after)
         filled.events += len(chunk)
@@ -210,20 +218,28 @@ def fill(connection: socket.socket, workload: Workload, events: int, encoding: E
     return filled
 
 
+def events_of(settings: DrainSettings, count: int) -> Iterator[Events]:
+    """Yield at least ``count`` events of the workload, in whole chunks."""
+    for first in range(0, count, CHUNK_EVENTS):
+        yield settings.workload.events(first, CHUNK_EVENTS)
+
+
+def census_of(settings: DrainSettings) -> Iterator[Events]:
+    """Yield the events that show every key once."""
+    for first in range(0, settings.workload.census_size, CHUNK_EVENTS):
+        yield settings.workload.census(first, CHUNK_EVENTS)
+
+
 def _plan_reading(filled: Filled, entries: Entries, after: tuple[int, int]) -> tuple[int, int]:
     count = CEILING_EVENTS * len(entries) // entries.events
     sizes = np.add.reduceat(entries.reply_sizes(), np.arange(0, len(entries), count))
     for start, size in zip(range(0, len(entries), count), sizes.tolist(), strict=True):
-        filled.requests.append(xread_command(KEYS.events, count, after))
-        filled.reply_bytes.append(len(reply_head(KEYS.events, count)) + size)
-        after = int(entries.ms[start + count - 1]), int(entries.seq[start + count - 1])
+        asked = min(count, len(entries) - start)
+        filled.requests.append(xread_command(KEYS.events, asked, after))
+        filled.reply_bytes.append(len(reply_head(KEYS.events, asked)) + size)
+        last = start + asked - 1
+        after = int(entries.ms[last]), int(entries.seq[last])
     return after
-
-
-def _check_filled(client: redis.Redis, filled: Filled) -> None:
-    found = client.xlen(KEYS.events)
-    if found != filled.entries:
-        raise RuntimeError(f"the stream has {found} entries instead of {filled.entries}")
 
 
 # ---------------------------------------------------------------------------------------------- the ceiling
@@ -305,19 +321,34 @@ def run_worker(url: str, client: redis.Redis) -> WorkerRun:
 
 
 def forget_work(client: redis.Redis) -> None:
-    """Take back what a worker has left, so that the next run starts where this one did."""
+    """Take back what a worker has left, but for what was kept by ``keep_work``."""
     client.delete(KEYS.ledger, KEYS.deadletters, KEYS.checkpoint, KEYS.lease, KEYS.rulebooks)
+    for key in LASTING_KEYS:
+        if client.exists(key + KEPT):
+            client.copy(key + KEPT, key)
 
 
-def check_books(client: redis.Redis, filled: Filled, run: WorkerRun) -> Checkpoint:
+def keep_work(client: redis.Redis) -> None:
+    """Let every later run start from what a worker has left now."""
+    for key in LASTING_KEYS:
+        client.copy(key, key + KEPT)
+
+
+def check_books(client: redis.Redis, known: Checkpoint, filled: Filled, run: WorkerRun) -> Checkpoint:
     """Check that every event has exactly one outcome, and return the checkpoint. Raises ``RuntimeError``."""
-    fields: Any = client.hgetall(KEYS.checkpoint)
-    checkpoint = Checkpoint.from_hash(fields)
+    checkpoint = read_checkpoint(client)
     found = (checkpoint.events, checkpoint.entries, checkpoint.duplicates, checkpoint.dead_letters)
-    expected = (filled.events, filled.events - filled.duplicates, filled.duplicates, 0)
+    events = known.events + filled.events
+    expected = (events, events - filled.duplicates, filled.duplicates, 0)
     if found != expected or run.events != filled.events or client.xlen(KEYS.deadletters):
         raise RuntimeError(f"events, entries, duplicates and dead letters are {found} instead of {expected}")
     return checkpoint
+
+
+def read_checkpoint(client: redis.Redis) -> Checkpoint:
+    """Return the checkpoint of the partition."""
+    fields: Any = client.hgetall(KEYS.checkpoint)
+    return Checkpoint.from_hash(fields)
 
 
 def check_ledger(client: redis.Redis, checkpoint: Checkpoint) -> int:
@@ -341,18 +372,30 @@ def _children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def _take_census(server: EmbeddedServer, settings: DrainSettings, client: redis.Redis) -> None:
+    """Let the worker meet every key, and keep what it leaves."""
+    with _connected(server, settings) as connection, pinned(WORKER_CORE):
+        fill(connection, census_of(settings), "b")
+    run_worker(_url(server, settings), client)
+    keep_work(client)
+
+
 def _drain_variant(server: EmbeddedServer, settings: DrainSettings, variant: Variant, tell: Any) -> Drained:
     client = server.client(protocol=2, socket_timeout=None)
-    # What a start costs shows on a partition without events.
-    idle = run_worker(_url(server, settings), client)
-    forget_work(client)
     always = variant.options.get("appendfsync") == "always"
     if always:
         client.config_set("appendfsync", "no")
     tell(f"{variant.title}: filling the stream")
+    if variant.census:
+        _take_census(server, settings, client)
+    # What a start costs shows where there is nothing to do; a start after a census replays it.
+    idle = run_worker(_url(server, settings), client)
+    known = read_checkpoint(client)
+    known_entries = client.xlen(KEYS.events)
     with _connected(server, settings) as connection, pinned(WORKER_CORE):
-        filled = fill(connection, settings.workload, int(settings.events * variant.share), variant.encoding)
-    _check_filled(client, filled)
+        filled = fill(connection, events_of(settings, int(settings.events * variant.share)), variant.encoding)
+    if client.xlen(KEYS.events) != known_entries + filled.entries:
+        raise RuntimeError(f"the stream has {client.xlen(KEYS.events)} entries, not {filled.entries} more")
     if always:
         client.config_set("appendfsync", "always")
     ceilings, runs = [], []
@@ -362,7 +405,7 @@ def _drain_variant(server: EmbeddedServer, settings: DrainSettings, variant: Var
         with _connected(server, settings) as connection, pinned(WORKER_CORE):
             ceilings.append(ceiling(connection, filled))
         runs.append(run_worker(_url(server, settings), client))
-        checkpoint = check_books(client, filled, runs[-1])
+        checkpoint = check_books(client, known, filled, runs[-1])
         tell(
             f"{variant.title}: run {number} of {settings.runs}: "
             f"{runs[-1].events_per_s:,.0f} events/s, ceiling {ceilings[-1]:,.0f}"
@@ -378,7 +421,7 @@ def _drain_variant(server: EmbeddedServer, settings: DrainSettings, variant: Var
         worker_cpu=Figure("worker", "s/s", tuple((run.worker_cpu_s - idle.worker_cpu_s) / run.seconds for run in runs)),
         server_cpu=Figure("server", "s/s", tuple((run.server_cpu_s - idle.server_cpu_s) / run.seconds for run in runs)),
         outside_s=Figure("outside", "s", tuple(run.outside_s for run in runs)),
-        ledger_bytes_per_event=ledger_bytes / filled.events,
+        ledger_bytes_per_event=ledger_bytes / checkpoint.events,
     )
 
 
@@ -392,7 +435,7 @@ def _measure_peer(server: EmbeddedServer, settings: DrainSettings) -> tuple[Figu
     for _ in range(settings.runs):
         client.flushall()
         with _connected(server, settings) as connection:
-            filled = fill(connection, settings.workload, settings.peer_events, "e")
+            filled = fill(connection, events_of(settings, settings.peer_events), "e")
         done = run_module(
             *("bench.peer_lua", "--redis", _url(server, settings), "--partition", PARTITION),
             *("--rulebook", str(RULEBOOK)),

@@ -18,7 +18,7 @@ from fastpath.decide cimport (
     state_init,
     state_rules_changed,
 )
-from fastpath.decode cimport Hashing, decode_event, hashing_init, open_batch
+from fastpath.decode cimport Hashing, check_batch, decode_event, hashing_init, open_batch
 from fastpath.encode cimport write_campaign_sets, write_columns
 from fastpath.msgpack cimport (
     Buffer,
@@ -34,7 +34,7 @@ from fastpath.msgpack cimport (
 from fastpath.resp cimport ReplyReader
 from fastpath.rules cimport FlatRulebook
 from fastpath.siphash cimport PADDING, SipKey
-from fastpath.table cimport Move, table_bytes, table_relayout
+from fastpath.table cimport Move, table_bytes, table_prepare, table_relayout
 from fastpath.types cimport (
     STATUS_DUPLICATE,
     STATUS_ENTRY,
@@ -61,6 +61,7 @@ STATUSES = {
 }
 DEFAULT_SEGMENT_SHIFT = 16
 INITIAL_EVENTS = 1024
+PADDING_BYTES = bytes(PADDING)
 HEADER_KEYS = 18
 
 cdef enum:
@@ -87,7 +88,6 @@ cdef class Core:
     cdef object split_json
     cdef bytes key
     cdef list kept             # Python bytes that events point into
-    cdef dict originals        # of JSON items: event number to its original bytes
     cdef uint32_t entry_count
     cdef uint64_t through_ms
     cdef uint64_t through_seq
@@ -104,7 +104,6 @@ cdef class Core:
         self.key = key
         self.split_json = split_json
         self.kept = []
-        self.originals = {}
         hashing_init(&self.hashing, sip)
         state_init(&self.state, slack_days, segment_shift)
         self.reserve_events(INITIAL_EVENTS)
@@ -167,7 +166,7 @@ cdef class Core:
             raw.field_count = len(fields)
             name, value = fields[0]
             # The decoder wants readable bytes behind a value.
-            padded = value + bytes(PADDING)
+            padded = value + PADDING_BYTES
             self.kept.append(padded)
             # Offsets count from the value itself; the name is looked at only here.
             raw.value = 0
@@ -181,7 +180,6 @@ cdef class Core:
         if self.undecided:
             raise ValueError("a batch failed half-way; the state cannot be used any more")
         self.kept.clear()
-        self.originals.clear()
         self.undecided = True
         self.event_count = 0
         self.decided_count = 0
@@ -229,8 +227,7 @@ cdef class Core:
             encoding = name[0]
         if encoding == b"e":
             event = self.new_event(raw, 0)
-            if decode_event(&self.rulebook.rules, &self.hashing, value, raw.value_size, event):
-                event.status = STATUS_ENTRY
+            self.decode(value, raw.value_size, event)
         elif encoding == b"b":
             self.take_batch(value, raw)
         elif encoding == b"j":
@@ -242,28 +239,67 @@ cdef class Core:
             self.decide_pending()
         return 0
 
+    cdef inline void decode(self, const char* data, uint64_t size, Event* event) noexcept:
+        """Decode an event that fills ``size`` bytes."""
+        event.raw.data = data
+        event.raw.size = <uint32_t>size
+        if decode_event(&self.rulebook.rules, &self.hashing, data, data + size, event, 0) == data + size:
+            event.status = STATUS_ENTRY
+
     cdef int take_batch(self, const char* value, const RawEntry* raw) except -1:
         cdef Reader reader
-        cdef Event* event
-        cdef uint64_t count = 0, index
-        cdef const unsigned char* item
+        cdef uint64_t count = 0
         reader.at = <const unsigned char*>value
         reader.end = reader.at + raw.value_size
         if not open_batch(&reader, &count):
             self.new_event(raw, 0)
-            return 0
+        elif not self.take_good_batch(reader, count, raw):
+            # A batch that does not decode is one dead letter; if it does, its bad items are.
+            if check_batch(&reader, count):
+                self.take_items(reader, count, raw)
+            else:
+                self.new_event(raw, 0)
+        return 0
+
+    cdef bint take_good_batch(self, Reader reader, uint64_t count, const RawEntry* raw) except -1:
+        """Decode a batch whose events are all valid, as nearly always; otherwise nothing has happened."""
+        cdef uint32_t before = self.event_count
+        cdef const char* at = <const char*>reader.at
+        cdef const char* end = <const char*>reader.end
+        cdef const char* after
+        cdef Event* event
+        cdef uint64_t index
+        if count > raw.value_size:
+            return False
+        for index in range(count):
+            event = self.new_event(raw, <uint32_t>index)
+            after = decode_event(&self.rulebook.rules, &self.hashing, at, end, event, 1)
+            if after == NULL:
+                break
+            event.raw.data = at
+            event.raw.size = <uint32_t>(after - at)
+            event.status = STATUS_ENTRY
+            at = after
+        else:
+            if at == end:
+                return True
+        self.event_count = before
+        return False
+
+    cdef int take_items(self, Reader reader, uint64_t count, const RawEntry* raw) except -1:
+        """Decode the items of a batch one by one."""
+        cdef const unsigned char* item
+        cdef uint64_t index
         for index in range(count):
             item = reader.at
             skip(&reader, 1)
-            event = self.new_event(raw, <uint32_t>index)
-            if decode_event(
-                    &self.rulebook.rules, &self.hashing, <const char*>item, reader.at - item, event):
-                event.status = STATUS_ENTRY
+            self.decode(<const char*>item, reader.at - item, self.new_event(raw, <uint32_t>index))
         return 0
 
     cdef int take_json(self, const char* value, const RawEntry* raw) except -1:
         cdef Event* event
-        cdef bytes compact
+        cdef bytes compact, item
+        cdef const char* at
         cdef uint32_t index = 0
         cdef uint64_t size
         try:
@@ -272,15 +308,20 @@ cdef class Core:
             self.new_event(raw, 0)
             return 0
         for original, encoded in items:
-            self.originals[self.event_count] = original
             event = self.new_event(raw, index)
             index += 1
+            item = original
+            self.kept.append(item)
+            event.from_json = True
+            event.raw.data = PyBytes_AS_STRING(item)
+            event.raw.size = <uint32_t>len(item)
             if encoded is None:
                 continue
             size = len(encoded)
-            compact = encoded + bytes(PADDING)
+            compact = encoded + PADDING_BYTES
             self.kept.append(compact)
-            if decode_event(&self.rulebook.rules, &self.hashing, PyBytes_AS_STRING(compact), size, event):
+            at = PyBytes_AS_STRING(compact)
+            if decode_event(&self.rulebook.rules, &self.hashing, at, at + size, event, 0) == at + size:
                 event.status = STATUS_ENTRY
         return 0
 
@@ -349,11 +390,9 @@ cdef class Core:
 
     cdef tuple original_of(self, uint32_t number):
         cdef Event* event = &self.events[number]
-        if number in self.originals:
-            return b"j", self.originals[number]
         if event.raw.data == NULL:
             return None, None
-        return b"e", bytes_of(event.raw.data, event.raw.size)
+        return b"j" if event.from_json else b"e", bytes_of(event.raw.data, event.raw.size)
 
     def encode(self, uint64_t batch, bytes previous, tuple after, uint64_t first_seq):
         """Return the ledger batch: docs/LEDGER.md."""
@@ -400,11 +439,18 @@ cdef class Core:
         write_unsigned(buffer, ms)
         write_unsigned(buffer, seq)
 
+    def prepare(self):
+        """Bring in the memory that the tables will grow into. Another thread may do this, but not during ``adopt``."""
+        cdef int number
+        with nogil:
+            for number in range(TABLES):
+                table_prepare(&self.state.tables[number])
+
     @property
     def memory_bytes(self):
-        """The memory that the tables have committed."""
+        """The memory that the tables have in use."""
         cdef int number
-        cdef uint64_t total = self.state.names.committed
+        cdef uint64_t total = self.state.names_size
         for number in range(TABLES):
             total += table_bytes(&self.state.tables[number])
         return total

@@ -24,7 +24,8 @@ cdef struct Hashing:
     CachedName names[1 << CACHE_BITS]
 
 cdef void hashing_init(Hashing* hashing, SipKey key) noexcept nogil
-# Behind `data` there must be PADDING more readable bytes.
-cdef bint decode_event(const Rules* rules, Hashing* hashing, const char* data, uint64_t size,
-                       Event* event) noexcept nogil
+# Behind `data` there must be PADDING more readable bytes. Returns where the event ends, or NULL where it is not valid.
+cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* data, const char* end,
+                              Event* event, int depth) noexcept nogil
 cdef bint open_batch(Reader* reader, uint64_t* count) noexcept nogil
+cdef bint check_batch(Reader* reader, uint64_t count) noexcept nogil

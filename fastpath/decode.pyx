@@ -314,7 +314,7 @@ cdef inline bint is_key(const Text* text, const char* name, uint32_t size) noexc
     return text.size == size and memcmp(text.data, name, size) == 0
 
 
-cdef bint read_attributes(Reader* reader, Event* event) noexcept nogil:
+cdef bint read_attributes(Reader* reader, Event* event, int depth) noexcept nogil:
     """Read the map of attributes. Of a key that repeats the last value counts; unknown keys are ignored."""
     cdef Value value
     cdef Text name
@@ -329,7 +329,7 @@ cdef bint read_attributes(Reader* reader, Event* event) noexcept nogil:
     tier.end = card_until.end = immune_until.end = reader.end
     for _i in range(value.size):
         key = reader[0]
-        if not skip(reader, 2):
+        if not skip(reader, depth + 2):
             return False
         read_head(&key, &value)
         name.size = 0
@@ -342,7 +342,7 @@ cdef bint read_attributes(Reader* reader, Event* event) noexcept nogil:
             card_until.at = reader.at
         elif is_key(&name, "immune_until", 12):
             immune_until.at = reader.at
-        if not skip(reader, 2):
+        if not skip(reader, depth + 2):
             return False
     if tier.at != NULL and not read_text(&tier, NAME_BYTES, &event.tier):
         return False
@@ -354,7 +354,7 @@ cdef bint read_attributes(Reader* reader, Event* event) noexcept nogil:
 
 
 cdef inline bint read_items(const Rules* rules, Hashing* hashing, Reader* reader, uint64_t count,
-                            Event* event) noexcept nogil:
+                            Event* event, int depth) noexcept nogil:
     """Read the array's items in their order."""
     cdef uint64_t kind_hash, _item
     if not (read_text(reader, IDENTITY_BYTES, &event.id) and read_text(reader, NAME_BYTES, &event.kind_name)
@@ -382,10 +382,10 @@ cdef inline bint read_items(const Rules* rules, Hashing* hashing, Reader* reader
         return False
     if count > 11 and not read_tags(rules, hashing, reader, event):
         return False
-    if count > 12 and not read_attributes(reader, event):
+    if count > 12 and not read_attributes(reader, event, depth):
         return False
     for _item in range(KNOWN_ITEMS, max(count, <uint64_t>KNOWN_ITEMS)):
-        if not skip(reader, 1):
+        if not skip(reader, depth + 1):
             return False
     if event.amount == ABSENT and (kind_hash == rules.order_paid or event.kind == rules.earning_count + KIND_REFUNDED):
         return False
@@ -431,42 +431,45 @@ cdef inline void hash_event(Hashing* hashing, Event* event) noexcept nogil:
         content ^ (<uint64_t>event.line_count << 8) ^ event.tag_count, hashing.content_factor + event.order.size)
 
 
-cdef bint decode_event(const Rules* rules, Hashing* hashing, const char* data, uint64_t size,
-                       Event* event) noexcept nogil:
-    """Decode one compact event that fills ``size`` bytes; return whether it is valid.
+cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* data, const char* end,
+                              Event* event, int depth) noexcept nogil:
+    """Decode the compact event at ``data`` and return where it ends; NULL where it is not valid.
 
-    The caller sets the arrival and the place in the stream; ``status`` is left alone.
+    ``depth`` is the number of containers around it. The caller sets the arrival and the place in the stream, and the
+    status.
     """
     cdef Reader reader
     cdef Value value
     cdef uint128 base
     reader.at = <const unsigned char*>data
-    reader.end = reader.at + size
-    event.raw.data = data
-    event.raw.size = <uint32_t>size
+    reader.end = <const unsigned char*>end
     event.amount = ABSENT
     if read_head(&reader, &value) != TYPE_ARRAY or value.size < REQUIRED_ITEMS:
-        return False
-    if not read_items(rules, hashing, &reader, value.size, event) or reader.at != reader.end:
-        return False
+        return NULL
+    if not read_items(rules, hashing, &reader, value.size, event, depth):
+        return NULL
     if event.line_count == 0 and rules.priced_kind >= 0 and event.kind == rules.priced_kind:
         base = <uint128>event.amount * <uint128>rules.blank_weight
         event.base_high = <uint64_t>(base >> 64)
         event.base_low = <uint64_t>base
     hash_event(hashing, event)
-    return True
+    return <const char*>reader.at
 
 
 cdef bint open_batch(Reader* reader, uint64_t* count) noexcept nogil:
-    """Check the structure of a whole batch and leave ``reader`` at its first item; False where it does not decode."""
+    """Read the head of a batch and leave ``reader`` at its first item; False where it is not one."""
     cdef Value value
-    cdef Reader items
-    cdef uint64_t _i
     if read_head(reader, &value) != TYPE_ARRAY or value.size == 0:
         return False
-    items = reader[0]
-    for _i in range(value.size):
+    count[0] = value.size
+    return True
+
+
+cdef bint check_batch(Reader* reader, uint64_t count) noexcept nogil:
+    """Tell whether ``count`` values, and nothing else, follow."""
+    cdef Reader items = reader[0]
+    cdef uint64_t _i
+    for _i in range(count):
         if not skip(&items, 1):
             return False
-    count[0] = value.size
     return items.at == items.end

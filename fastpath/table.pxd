@@ -34,6 +34,7 @@ cdef struct Region:
     char* base
     uint64_t reserved          # bytes of address space
     uint64_t committed         # bytes usable
+    uint64_t resident          # bytes brought in ahead of their use, by another thread
 
 cdef struct Table:
     Region slots
@@ -173,3 +174,4 @@ cdef void table_free(Table* table) noexcept nogil
 cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t day) except NULL nogil
 cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil
 cdef uint64_t table_bytes(const Table* table) noexcept nogil
+cdef void table_prepare(Table* table) noexcept nogil

@@ -10,6 +10,14 @@ cdef extern from "<sys/mman.h>" nogil:
     int PROT_NONE, PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE
     void* MAP_FAILED
 
+cdef extern from *:
+    """
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23    /* Linux 5.14; an older kernel refuses it, and nothing is lost. */
+    #endif
+    """
+    int MADV_POPULATE_WRITE
+
 cdef extern from "<unistd.h>" nogil:
     long sysconf(int name)
     int _SC_PAGESIZE, _SC_PHYS_PAGES
@@ -18,6 +26,9 @@ cdef enum:
     HUGE_PAGE = 2 * 1024 * 1024
     MAXIMUM_DEPTH = 18
     HUGE_SEGMENT_SHIFT = 12
+    # Memory is made usable in such steps, and of that up to so much is brought in ahead.
+    COMMIT_STEP = 32 * 1024 * 1024
+    AHEAD_MAXIMUM = 16 * 1024 * 1024
 
 # Address space costs nothing until it is touched, and no region can outgrow the machine's memory. Tables with small
 # segments are for tests and tools, some of which (valgrind) cannot give out that much of it.
@@ -42,7 +53,7 @@ cdef int region_init(Region* region, bint huge) except -1 nogil:
     base += before
     region.base = base
     region.reserved = reserved
-    region.committed = 0
+    region.committed = region.resident = 0
     if huge:
         madvise(base, reserved, MADV_HUGEPAGE)
     return 0
@@ -59,13 +70,43 @@ cdef int region_commit(Region* region, uint64_t size) except -1 nogil:
     cdef uint64_t target
     if size <= region.committed:
         return 0
-    target = (size + HUGE_PAGE - 1) & ~<uint64_t>(HUGE_PAGE - 1)
-    if target > region.reserved or mprotect(
+    target = min((size + COMMIT_STEP - 1) & ~<uint64_t>(COMMIT_STEP - 1), region.reserved)
+    if size > target or mprotect(
             region.base + region.committed, target - region.committed, PROT_READ | PROT_WRITE) != 0:
         with gil:
-            raise MemoryError(f"cannot commit {target} bytes of memory for a table")
+            raise MemoryError(f"cannot commit {size} bytes of memory for a table")
     region.committed = target
     return 0
+
+
+cdef inline uint64_t slot_bytes(const Table* table) noexcept nogil:
+    return (<uint64_t>table.segments << table.segment_shift) * sizeof(Slot)
+
+
+cdef inline uint64_t record_bytes(const Table* table) noexcept nogil:
+    return <uint64_t>table.record_count * table.stride
+
+
+cdef void region_prepare(Region* region, uint64_t used) noexcept nogil:
+    """Bring in what comes after the ``used`` bytes, so that the first touch of a page finds it there.
+
+    To clear a page of two megabytes takes a good part of a millisecond, more where a hypervisor has to find it first.
+    Another thread than the one that grows the region may do this; it must not meet the end of the region.
+    """
+    cdef uint64_t wanted = min(used + HUGE_PAGE + min(used // 8, <uint64_t>AHEAD_MAXIMUM), region.committed)
+    cdef uint64_t start = max(region.resident, used & ~<uint64_t>(HUGE_PAGE - 1))
+    while start < wanted:
+        if madvise(region.base + start, HUGE_PAGE, MADV_POPULATE_WRITE) != 0:
+            break
+        start += HUGE_PAGE
+    region.resident = start
+
+
+cdef void table_prepare(Table* table) noexcept nogil:
+    """Bring in the memory that the table will grow into."""
+    if table.huge:
+        region_prepare(&table.slots, slot_bytes(table))
+        region_prepare(&table.records, record_bytes(table))
 
 
 cdef int table_init(Table* table, uint32_t stride, int32_t lifetime_days, uint32_t segment_shift) except -1 nogil:
@@ -97,8 +138,8 @@ cdef void table_free(Table* table) noexcept nogil:
 
 
 cdef uint64_t table_bytes(const Table* table) noexcept nogil:
-    """Return the bytes of memory that the table has committed."""
-    return table.slots.committed + table.records.committed
+    """Return the bytes of memory in use, or brought in for it."""
+    return max(slot_bytes(table), table.slots.resident) + max(record_bytes(table), table.records.resident)
 
 
 cdef int new_segment(Table* table, uint8_t depth) except -1 nogil:

@@ -73,7 +73,8 @@ cdef struct Event:
     uint64_t arrival_seq
     uint32_t entry             # number of the raw entry
     uint32_t index             # index within it
-    Text raw                   # the compact bytes
+    Text raw                   # its bytes in the stream entry; those of JSON are kept by the core
+    bint from_json
     int32_t kind               # earning rule, or rules + BuiltInKind, or -1
     uint8_t status
     uint8_t tag_count

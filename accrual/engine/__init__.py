@@ -36,9 +36,16 @@ __all__ = [
 
 
 def open_engine(
-    name: str, rulebook: Rulebook, secret: Secret = NO_SECRET, slack_days: int = STREAM_SLACK_DAYS
+    name: str,
+    rulebook: Rulebook,
+    secret: Secret = NO_SECRET,
+    slack_days: int = STREAM_SLACK_DAYS,
+    *,
+    prepared: bool = False,
 ) -> Engine:
     """Return a new engine: ``name`` is ``fast`` or ``reference``.
+
+    With ``prepared`` a thread brings in the memory of the compiled one ahead of its use: for a worker.
 
     Raises ``UsageError`` for any other name, and where the compiled core is not there.
     """
@@ -50,4 +57,7 @@ def open_engine(
         from accrual.engine.fast import FastEngine
     except ImportError as error:
         raise UsageError(f"the compiled core cannot be loaded ({error}); build it with `make build`") from error
-    return FastEngine(rulebook, secret, slack_days)
+    engine = FastEngine(rulebook, secret, slack_days)
+    if prepared:
+        engine.prepare_in_background()
+    return engine

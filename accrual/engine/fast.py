@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,12 +17,15 @@ from accrual.engine.privacy import NO_SECRET, Secret
 from accrual.engine.reference import STREAM_SLACK_DAYS
 from accrual.errors import InvalidEvent
 from accrual.events import LIMIT_KEYS, items_of_json, mapping_from_json
-from accrual.events.text import compact_from_mapping, is_json_array
+from accrual.events.text import compact_from_mapping, compact_if_plain, is_json_array
 from accrual.rulebook import Rulebook, combined_multiplier
 from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
 from fastpath.resp import ReplyReader
 
 __all__ = ["FastBatch", "FastEngine"]
+
+# At a million new keys a second the tables grow by some megabytes in this time.
+PREPARE_INTERVAL_S: Final = 0.01
 
 _encode = msgspec.msgpack.encode
 
@@ -29,6 +35,9 @@ def split_json(value: bytes) -> list[tuple[bytes, bytes | None]]:
 
     Raises ``ValueError`` where the value as a whole does not decode.
     """
+    compact = compact_if_plain(value)
+    if compact is not None:
+        return [(value, compact)]
     try:
         if not is_json_array(value):
             return [(value, _compact(mapping_from_json(value)))]
@@ -46,6 +55,9 @@ def _compact(fields: dict[str, Any]) -> bytes | None:
 
 
 def _compact_item(item: bytes) -> bytes | None:
+    compact = compact_if_plain(item)
+    if compact is not None:
+        return compact
     try:
         return _compact(mapping_from_json(item))
     except InvalidEvent:
@@ -78,6 +90,7 @@ class FastEngine:
     ) -> None:
         self._core = Core(secret.key, slack_days, split_json, segment_shift)
         self._layouts = Layouts()
+        self._moving = threading.Lock()
         self.generation = 0
         self.rulebook = rulebook
         self.adopt(rulebook)
@@ -97,7 +110,8 @@ class FastEngine:
             value = combined_multiplier(rulebook.stacking, chosen)
             return value.numerator, value.denominator
 
-        self._core.adopt(describe(rulebook, self._layouts), multiplier, header_names(rulebook), moves)
+        with self._moving:
+            self._core.adopt(describe(rulebook, self._layouts), multiplier, header_names(rulebook), moves)
         self.rulebook = rulebook
         self.generation += 1
 
@@ -115,9 +129,21 @@ class FastEngine:
         self.generation += 1
         return FastBatch(self, self._core, source, self.generation)
 
+    def prepare(self) -> None:
+        """Bring in the memory that the tables will grow into: for another thread, now and then.
+
+        The first touch of a page of two megabytes is a pause that is long for this engine.
+        """
+        with self._moving:
+            self._core.prepare()
+
+    def prepare_in_background(self) -> None:
+        """Let a thread ``prepare`` for as long as the engine lives."""
+        threading.Thread(target=_keep_prepared, args=(weakref.ref(self),), daemon=True, name="memory").start()
+
     @property
     def memory_bytes(self) -> int:
-        """The memory that the tables have committed."""
+        """The memory that the tables have in use."""
         return self._core.memory_bytes
 
     @property
@@ -125,6 +151,13 @@ class FastEngine:
         """The number of records in each table."""
         names = ["ids", *(f"{key}s" for key in LIMIT_KEYS), *(f"{key}_days" for key in LIMIT_KEYS)]
         return dict(zip(names, self._core.sizes, strict=True))
+
+
+def _keep_prepared(reference: weakref.ref[FastEngine]) -> None:
+    while (engine := reference()) is not None:
+        engine.prepare()
+        del engine
+        time.sleep(PREPARE_INTERVAL_S)
 
 
 class FastBatch:

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from accrual.errors import InvalidEvent
 from accrual.events.model import time_of
 
-__all__ = ["arrival_of", "compact_from_mapping", "is_json_array", "items_of_json", "mapping_from_json"]
+__all__ = [
+    "arrival_of",
+    "compact_from_mapping",
+    "compact_if_plain",
+    "is_json_array",
+    "items_of_json",
+    "mapping_from_json",
+]
+
+# Items of a compact array but for the attributes.
+COMPACT_ITEMS: Final = 12
+
+
+class _PlainEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """An event with nothing unusual about it: no unknown field, every type the one of the table."""
+
+    id: str | None = None
+    kind: str | None = None
+    member: str | None = None
+    ts: int | None = None
+    amount: int | None = None
+    order: str | None = None
+    device: str | None = None
+    ip: str | None = None
+    phone: str | None = None
+    city: str | None = None
+    lines: list[tuple[str, int]] | None = None
+    tags: list[str] | None = None
+    tier: str | None = None
+    card_until: int | None = None
+    immune_until: int | None = None
+    at: int | None = None
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.json.Decoder()
+_plain_decoder = msgspec.json.Decoder(_PlainEvent)
 _item_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -58,6 +91,20 @@ def arrival_of(fields: dict[str, Any]) -> int:
     if at is None:
         raise InvalidEvent("ts: missing")
     return at
+
+
+def compact_if_plain(data: bytes) -> bytes | None:
+    """Re-encode one JSON object with nothing unusual about it as a compact array, or return ``None``.
+
+    A shortcut for nearly all events past ``mapping_from_json`` and ``compact_from_mapping``, with the same result.
+    """
+    try:
+        event = _plain_decoder.decode(data)
+        if event.tier is None and event.card_until is None and event.immune_until is None:
+            return _encoder.encode(msgspec.structs.astuple(event)[:COMPACT_ITEMS])
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        pass
+    return None
 
 
 def compact_from_mapping(fields: dict[str, Any]) -> bytes:

@@ -129,7 +129,7 @@ class Recovery:
         assert isinstance(record, RulebookRecord)
         rulebook = _recorded(record)
         if self._engine is None:
-            self._engine = open_engine(self._engine_name, rulebook, self._secret, record.slack_days)
+            self._engine = open_engine(self._engine_name, rulebook, self._secret, record.slack_days, prepared=True)
             self.slack_days = record.slack_days
         else:
             self._engine.adopt(rulebook)

@@ -210,3 +210,20 @@ def test_other_replies(data: bytes, kind: str) -> None:
     assert reader.feed(b"+NEXT\r\n")
     assert reader.clear()
     assert reader.value == b"NEXT"
+
+
+@pytest.mark.parametrize("depth", range(28, 35))
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_nesting_is_limited_alike(depth: int, in_batch: bool) -> None:
+    nested: object = 1
+    for _ in range(depth):
+        nested = [nested]
+    start = [f"e{depth}", "order_paid", "m1", ARRIVAL_MS, 100]
+    for event in ([*start, *[None] * 8, nested], [*start, *[None] * 7, {"x": nested}]):
+        field = (b"b", msgspec.msgpack.encode([event])) if in_batch else (b"e", msgspec.msgpack.encode(event))
+        entries = [StreamEntry(ARRIVAL_MS, 1, (field,))]
+        fast, reference = (
+            FastEngine(RULEBOOK).decide_entries(entries),
+            ReferenceEngine(RULEBOOK).decide_entries(entries),
+        )
+        assert list(fast.decisions()) == list(reference.decisions())
