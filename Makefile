@@ -40,7 +40,7 @@ test: $(VENV)/.has-test $(call BUILT,$(BUILD)) $(REDIS) ## run the tests on serv
 test-all: $(VENV)/.has-test $(call BUILT,$(BUILD)) $(REDIS) ## run the tests with the long fault and load runs
 	$(call LIBRARY,$(BUILD)) $(RUN) -m pytest -m "" $(ARGS)
 
-build: $(call BUILT,$(BUILD)) ## compile the core; BUILD=release|debug|coverage|sanitize|annotate
+build: $(call BUILT,$(BUILD)) ## compile the core; BUILD=release|native|debug|coverage|sanitize|annotate
 
 bench: $(VENV)/.has-bench $(call BUILT,release) ## measure core and worker beside ceiling and peer; ARGS=--quick to try
 	$(BIN)/python -m bench $(ARGS)

@@ -20,6 +20,7 @@ from fastpath.decide cimport (
 )
 from fastpath.decode cimport Hashing, check_batch, decode_event, hashing_init, open_batch
 from fastpath.encode cimport write_campaign_sets, write_columns
+from fastpath.image cimport StateImage, restore_state
 from fastpath.msgpack cimport (
     Buffer,
     Reader,
@@ -34,7 +35,7 @@ from fastpath.msgpack cimport (
 from fastpath.resp cimport ReplyReader
 from fastpath.rules cimport FlatRulebook
 from fastpath.siphash cimport PADDING, SipKey
-from fastpath.table cimport Move, table_bytes, table_prepare, table_relayout
+from fastpath.table cimport Move, Slot, Table, table_bytes, table_prepare, table_relayout
 from fastpath.types cimport (
     STATUS_DUPLICATE,
     STATUS_ENTRY,
@@ -438,6 +439,38 @@ cdef class Core:
         write_array(buffer, 2)
         write_unsigned(buffer, ms)
         write_unsigned(buffer, seq)
+
+    def image(self):
+        """Begin an image of the state as it is now, between two batches. There can be one at a time."""
+        if self.undecided or self.image_open():
+            raise ValueError("an image is taken already, or a batch failed half-way")
+        cdef StateImage image = StateImage()
+        image.start(self, &self.state)
+        return image
+
+    cdef bint image_open(self):
+        return self.state.tables[0].preimages != NULL
+
+    def restore(self, dict shape, read):
+        """Take on the state of an image: ``shape`` is its description, ``read(n)`` returns its next ``n`` bytes.
+
+        The rulebook must have been adopted, and nothing decided. Raises ``ValueError`` where the image does not fit;
+        the core is of no use then.
+        """
+        self.undecided = True
+        restore_state(&self.state, shape, read)
+        self.undecided = False
+
+    def headroom_bytes(self, uint32_t events):
+        """Return the most by which ``memory_bytes`` can grow when so many events are decided."""
+        cdef int number
+        cdef uint64_t total = 0
+        cdef Table* table
+        for number in range(TABLES):
+            table = &self.state.tables[number]
+            total += table.stride * <uint64_t>max(0, <int64_t>events - (table.record_count - table.live))
+            total += sizeof(Slot) << table.segment_shift
+        return total
 
     def prepare(self):
         """Bring in the memory that the tables will grow into. Another thread may do this, but not during ``adopt``."""

@@ -30,6 +30,23 @@ cdef struct Move:
     uint32_t target
     uint32_t size
 
+cdef enum:
+    BLOCK_BYTES = 1 << 20
+
+cdef struct Block:
+    Block* next
+    uint64_t size              # bytes written; they never change again
+    char data[BLOCK_BYTES]
+
+cdef struct Preimages:
+    # While an image of a table is taken: what its records were before their first change. Each is a record's number
+    # (4 bytes) and the record.
+    uint32_t count             # records that the image has
+    uint64_t* saved            # a bit for each
+    Block* first
+    Block* last
+    bint failed                # there was no memory for one: the image is lost
+
 cdef struct Region:
     char* base
     uint64_t reserved          # bytes of address space
@@ -53,6 +70,7 @@ cdef struct Table:
     int32_t lifetime_days      # a record expires when the latest day is past its day by more; -1: never
     int32_t latest_day
     bint huge
+    Preimages* preimages       # NULL while no image is taken
 
 
 cdef extern from *:
@@ -123,9 +141,13 @@ cdef inline char* record_at(const Table* table, uint32_t number) noexcept nogil:
     return table.records.base + <uint64_t>number * table.stride
 
 
-cdef inline void touch(Table* table, void* record) noexcept nogil:
+cdef void save_preimage(Table* table, const char* record) noexcept nogil
+
+
+cdef inline void touch(Table* table, const void* record) noexcept nogil:
     """Take note that a record is about to change."""
-    pass
+    if table.preimages != NULL:
+        save_preimage(table, <const char*>record)
 
 
 cdef inline char* candidate_in(const Table* table, const Slot* line, uint64_t hash) noexcept nogil:
@@ -172,6 +194,9 @@ cdef void region_free(Region* region) noexcept nogil
 cdef int table_init(Table* table, uint32_t stride, int32_t lifetime_days, uint32_t segment_shift) except -1 nogil
 cdef void table_free(Table* table) noexcept nogil
 cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t day) except NULL nogil
+cdef int table_index(Table* table, uint32_t number) except -1 nogil
+cdef int preimages_start(Table* table) except -1 nogil
+cdef void preimages_stop(Table* table) noexcept nogil
 cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil
 cdef uint64_t table_bytes(const Table* table) noexcept nogil
 cdef void table_prepare(Table* table) noexcept nogil

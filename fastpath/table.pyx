@@ -18,6 +18,12 @@ cdef extern from *:
     """
     int MADV_POPULATE_WRITE
 
+cdef extern from *:
+    """
+    #define accrual_memory_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    """
+    void memory_fence "accrual_memory_fence"() noexcept nogil
+
 cdef extern from "<unistd.h>" nogil:
     long sysconf(int name)
     int _SC_PAGESIZE, _SC_PHYS_PAGES
@@ -128,6 +134,7 @@ cdef int table_init(Table* table, uint32_t stride, int32_t lifetime_days, uint32
 
 
 cdef void table_free(Table* table) noexcept nogil:
+    preimages_stop(table)
     region_free(&table.slots)
     region_free(&table.records)
     free(table.directory)
@@ -232,6 +239,7 @@ cdef void drop_expired(Table* table, uint32_t segment, Slot* scratch) noexcept n
 cdef inline void release(Table* table, uint32_t record) noexcept nogil:
     """Put a record (number + 1) on the free list."""
     cdef Header* header = <Header*>record_at(table, record - 1)
+    touch(table, header)
     header.first = 0
     header.next_free = table.free_head
     table.free_head = record
@@ -297,6 +305,7 @@ cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t d
     if table.free_head:
         record = table.free_head
         memory = record_at(table, record - 1)
+        touch(table, memory)
         table.free_head = (<Header*>memory).next_free
         memset(memory, 0, table.stride)
     else:
@@ -312,6 +321,92 @@ cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t d
     table.segment_days[segment] = min(table.segment_days[segment], day)
     place(table, segment, tag, record)
     return memory
+
+
+cdef int table_index(Table* table, uint32_t number) except -1 nogil:
+    """Take a record that was put into place into the index, or the free list if it is free."""
+    cdef Header* header = <Header*>record_at(table, number)
+    cdef uint32_t tag = tag_of(header.first)
+    cdef uint32_t segment
+    table.live += 1
+    if header.first == 0:
+        release(table, number + 1)
+        return 0
+    while True:
+        segment = segment_of(table, tag)
+        if table.segment_counts[segment] < capacity_of(table, segment):
+            break
+        make_room(table, tag)
+    table.segment_days[segment] = min(table.segment_days[segment], header.day)
+    place(table, segment, tag, number + 1)
+    return 0
+
+
+# Images: see image.pyx.
+
+cdef int preimages_start(Table* table) except -1 nogil:
+    """Save every record from now on before its first change."""
+    cdef Preimages* preimages = <Preimages*>calloc(1, sizeof(Preimages))
+    if preimages != NULL:
+        preimages.count = table.record_count
+        preimages.saved = <uint64_t*>calloc(table.record_count // 64 + 1, sizeof(uint64_t))
+        preimages.first = preimages.last = <Block*>malloc(sizeof(Block))
+        if preimages.saved == NULL or preimages.first == NULL:
+            free(preimages.saved)
+            free(preimages.first)
+            free(preimages)
+            preimages = NULL
+    if preimages == NULL:
+        with gil:
+            raise MemoryError("there is no memory to take an image of the state")
+    preimages.first.next = NULL
+    preimages.first.size = 0
+    table.preimages = preimages
+    return 0
+
+
+cdef void preimages_stop(Table* table) noexcept nogil:
+    """End an image, if one is taken."""
+    cdef Preimages* preimages = table.preimages
+    cdef Block* block
+    if preimages == NULL:
+        return
+    table.preimages = NULL
+    while preimages.first != NULL:
+        block = preimages.first
+        preimages.first = block.next
+        free(block)
+    free(preimages.saved)
+    free(preimages)
+
+
+cdef void save_preimage(Table* table, const char* record) noexcept nogil:
+    cdef Preimages* preimages = table.preimages
+    cdef uint32_t number = <uint32_t>((record - table.records.base) // table.stride)
+    cdef uint64_t bit = <uint64_t>1 << (number & 63)
+    cdef Block* block
+    cdef uint64_t size = sizeof(number) + table.stride
+    if number >= preimages.count or preimages.saved[number >> 6] & bit:
+        return
+    preimages.saved[number >> 6] |= bit
+    block = preimages.last
+    if block.size + size > BLOCK_BYTES:
+        block = <Block*>malloc(sizeof(Block))
+        if block == NULL:
+            preimages.failed = True
+            return
+        block.next = NULL
+        block.size = 0
+        # Whoever reads this list from another thread must not see a block before it is empty.
+        memory_fence()
+        preimages.last.next = block
+        preimages.last = block
+    memcpy(block.data + block.size, &number, sizeof(number))
+    memcpy(block.data + block.size + sizeof(number), record, table.stride)
+    # The copy must be seen before its size, and both before the change that it is taken for.
+    memory_fence()
+    block.size += size
+    memory_fence()
 
 
 cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil:

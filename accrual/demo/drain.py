@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ __all__ = ["Drained", "checkpoint_of", "drain"]
 
 LOOK_INTERVAL_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 15.0
+STOPPING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOG_TAIL_LINES: Final = 20
 TOTAL: Final = re.compile(r" total events=(\d+) batches=(\d+) seconds=\S+ events_per_s=(\d+) ")
 
@@ -47,16 +50,18 @@ def drain(
     """
     command = [sys.executable, "-m", "accrual.cli", "worker", "--drain", "--no-progress"]
     command += ["--rulebook", str(rulebook), "--redis", url, "--partition", keys.partition]
-    with log_path.open("wb") as log:
-        # In a process group of its own it is spared a terminal's Ctrl-C: we stop it, in order.
-        worker = subprocess.Popen(
-            command, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-        )
+    worker: subprocess.Popen[bytes] | None = None
     try:
+        with log_path.open("wb") as log, _signals_held_back():
+            # In a process group of its own it is spared a terminal's Ctrl-C: we stop it, in order.
+            worker = subprocess.Popen(
+                command, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            )
         while not _ended(worker):
             look(checkpoint_of(client, keys))
     finally:
-        _stop(worker)
+        if worker is not None:
+            _stop(worker)
     look(checkpoint_of(client, keys))
     text = log_path.read_text(encoding="utf-8", errors="replace")
     total = TOTAL.search(text)
@@ -77,6 +82,24 @@ def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCRUAL_")}
     # The worker must import the very modules that this process has, whatever lies in the working directory.
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let no signal come between the start of a process and our knowing of it: nobody would stop it then."""
+    came: list[int] = []
+
+    def hold_back(number: int, _frame: object) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, hold_back) for number in STOPPING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in came:
+        signal.raise_signal(late)
 
 
 def _ended(worker: subprocess.Popen[bytes]) -> bool:

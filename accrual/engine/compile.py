@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -108,6 +109,27 @@ class Layouts:
             self.records[key] = Layout(start, [*kept, *_limit_parts(rulebook, key, sliding=True), *slots])
             self.slots[key] = Layout(0, slot)
             self.spilled[key] = Layout(HEADER_BYTES, slot)
+
+    def description(self) -> dict[str, Any]:
+        """Return what ``resume`` needs, and a digest of where everything stands."""
+        parts = [sorted((repr(part), *place) for part, place in layout.parts.items()) for layout in self.tables()]
+        return {
+            "once_kinds": list(self.once_kinds),
+            "streak_kinds": list(self.streak_kinds),
+            "daily_kinds": list(self.daily_kinds),
+            "digest": hashlib.sha256(repr(parts).encode()).hexdigest(),
+        }
+
+    def resume(self, description: dict[str, Any], rulebook: Rulebook) -> None:
+        """Lay out the records as they were under ``rulebook`` when ``description`` was made."""
+        for kinds, names in (
+            (self.once_kinds, description["once_kinds"]),
+            (self.streak_kinds, description["streak_kinds"]),
+            (self.daily_kinds, description["daily_kinds"]),
+        ):
+            kinds.clear()
+            kinds.update({name: number for number, name in enumerate(names)})
+        self.adopt(rulebook)
 
     def tables(self) -> list[Layout]:
         """Return the layouts in the core's order: the records of each key, then its spilled days."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,14 +15,15 @@ from accrual.engine.compile import BUILT_IN_KIND_ORDER, Layouts, describe
 from accrual.engine.outcome import OUTCOMES, DeadLetter, Decision, Duplicate, Position
 from accrual.engine.privacy import NO_SECRET, Secret
 from accrual.engine.reference import STREAM_SLACK_DAYS
-from accrual.errors import InvalidEvent
+from accrual.errors import InvalidEvent, StateMismatch
 from accrual.events import LIMIT_KEYS, items_of_json, mapping_from_json
 from accrual.events.text import compact_from_mapping, compact_if_plain, is_json_array
 from accrual.rulebook import Rulebook, combined_multiplier
 from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
+from fastpath.image import StateImage
 from fastpath.resp import ReplyReader
 
-__all__ = ["FastBatch", "FastEngine"]
+__all__ = ["EngineImage", "FastBatch", "FastEngine"]
 
 # At a million new keys a second the tables grow by some megabytes in this time.
 PREPARE_INTERVAL_S: Final = 0.01
@@ -88,9 +89,11 @@ class FastEngine:
         slack_days: int = STREAM_SLACK_DAYS,
         segment_shift: int = DEFAULT_SEGMENT_SHIFT,
     ) -> None:
+        self.slack_days = slack_days
         self._core = Core(secret.key, slack_days, split_json, segment_shift)
         self._layouts = Layouts()
         self._moving = threading.Lock()
+        self._image: StateImage | None = None
         self.generation = 0
         self.rulebook = rulebook
         self.adopt(rulebook)
@@ -104,7 +107,12 @@ class FastEngine:
             None if new.parts == old.parts and self.generation else (new.stride, old.moves_to(new))
             for old, new in zip(before, self._layouts.tables(), strict=True)
         ]
+        if self._image is not None and any(moves):
+            self._image.close()
+        self._adopt(rulebook, moves)
+        self.rulebook = rulebook
 
+    def _adopt(self, rulebook: Rulebook, moves: list[tuple[int, list[tuple[int, int, int]]] | None]) -> None:
         def multiplier(numbers: list[int]) -> tuple[int, int]:
             chosen = [rulebook.campaigns[number].multiplier for number in numbers]
             value = combined_multiplier(rulebook.stacking, chosen)
@@ -112,7 +120,6 @@ class FastEngine:
 
         with self._moving:
             self._core.adopt(describe(rulebook, self._layouts), multiplier, header_names(rulebook), moves)
-        self.rulebook = rulebook
         self.generation += 1
 
     def decide_entries(self, entries: Sequence[StreamEntry]) -> FastBatch:
@@ -128,6 +135,37 @@ class FastEngine:
     def _batch(self, source: Sequence[StreamEntry] | ReplyReader) -> FastBatch:
         self.generation += 1
         return FastBatch(self, self._core, source, self.generation)
+
+    def image(self) -> EngineImage:
+        """Begin an image of the state as it is now, between two batches; it is to be closed before the next one.
+
+        The engine goes on, and another thread writes the image. A rulebook that changes the records ends it.
+        """
+        self._image = self._core.image()
+        return EngineImage(self._image, self._layouts.description())
+
+    def restore(self, description: dict[str, Any], read: Callable[[int], bytes]) -> None:
+        """Take on the state of an image: ``description`` is its own, ``read(n)`` returns its next ``n`` bytes.
+
+        The engine must be new, with the rulebook that was in force. Raises ``StateMismatch`` where the image is not one
+        of such an engine; the engine is of no use then.
+        """
+        if description["slack_days"] != self.slack_days:
+            raise StateMismatch(f"the image was taken with {description['slack_days']} days of slack")
+        before = self._layouts.tables()
+        self._layouts.resume(description["layouts"], self.rulebook)
+        after = self._layouts.tables()
+        self._adopt(self.rulebook, [(new.stride, old.moves_to(new)) for old, new in zip(before, after, strict=True)])
+        if self._layouts.description() != description["layouts"]:
+            raise StateMismatch("the image has its records laid out in another way")
+        try:
+            self._core.restore(description["shape"], read)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateMismatch(f"the image does not fit: {error}") from None
+
+    def headroom_bytes(self, events: int) -> int:
+        """Return the most by which ``memory_bytes`` can grow when so many events are decided."""
+        return self._core.headroom_bytes(events)
 
     def prepare(self) -> None:
         """Bring in the memory that the tables will grow into: for another thread, now and then.
@@ -158,6 +196,23 @@ def _keep_prepared(reference: weakref.ref[FastEngine]) -> None:
         engine.prepare()
         del engine
         time.sleep(PREPARE_INTERVAL_S)
+
+
+class EngineImage:
+    """The state of an engine at a batch boundary. ``description`` is for ``FastEngine.restore``, beside the bytes."""
+
+    def __init__(self, image: StateImage, layouts: dict[str, Any]) -> None:
+        self._image = image
+        shape = image.description
+        self.description = {"slack_days": shape["slack_days"], "layouts": layouts, "shape": shape}
+
+    def write(self, sink: Callable[[bytes], object]) -> bool:
+        """Hand the image to ``sink``, piece by piece: for another thread. Returns whether it is whole."""
+        return self._image.write(sink)
+
+    def close(self) -> None:
+        """End the image, written or not: for the thread that decides."""
+        self._image.close()
 
 
 class FastBatch:

@@ -1,0 +1,27 @@
+"""Images: the state at a batch boundary, written by another thread while the engine goes on.
+
+The writer copies the arrays of records as they are at that moment, which is any mixture of before and after. What makes
+the copy whole is that the engine saves each record before its first change (`Preimages`): laid over the copy, they give
+the state as it was when the image was begun. The index is not written; it is made anew from the records.
+"""
+
+from libc.stdint cimport uint64_t
+
+from fastpath.decide cimport State
+
+
+cdef class StateImage:
+    cdef object core           # keeps the state alive
+    cdef State* state
+    cdef object lock           # held while a piece is copied, and while the image ends
+    cdef bint open
+    cdef dict shape
+    cdef uint64_t names_size
+    cdef int start(self, object core, State* state) except -1
+    cdef void stop(self) noexcept
+    cdef bytes names_piece(self)
+    cdef bytes records_piece(self, int number, uint64_t offset, uint64_t size)
+    cdef list preimage_blocks(self, int number)
+
+
+cdef int restore_state(State* state, dict shape, object read) except -1
