@@ -11,6 +11,7 @@
     │   ├── OwnershipLost     another worker owns the partition; nothing more may be written
     │   ├── StreamTrimmed     entries disappeared before they were read
     │   └── UnsafeServer      the server's configuration could lose or evict data
+    ├── SnapshotError         a snapshot is torn, damaged, foreign or of another version, or cannot be written
     ├── StateMismatch         a replay came out differently from what is committed
     └── DeliveryError         the producer could not hand an event over
 """
@@ -24,6 +25,7 @@ __all__ = [
     "LedgerError",
     "OwnershipLost",
     "RulebookError",
+    "SnapshotError",
     "StateMismatch",
     "StreamError",
     "StreamTrimmed",
@@ -70,6 +72,10 @@ class StreamTrimmed(StreamError):
 
 class UnsafeServer(StreamError):
     """The server's configuration could evict or lose data, so the worker refuses to start on it."""
+
+
+class SnapshotError(AccrualError):
+    """A snapshot cannot be believed, or not be written. ``str(error)`` names the file and what is wrong."""
 
 
 class StateMismatch(AccrualError):

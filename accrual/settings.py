@@ -80,6 +80,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backoff_limit_ms: Annotated[
         int, Meta(ge=10, le=600_000, description="longest pause between attempts while the server refuses or is away")
     ] = 2000
+    snapshots: Annotated[
+        str,
+        Meta(
+            description="directory for snapshots of the state, from which a restart goes on; without it there are none",
+            extra={"metavar": "DIRECTORY"},
+        ),
+    ] = ""
+    snapshot_interval_s: Annotated[int, Meta(ge=0, le=86_400, description="time between two snapshots")] = 300
+    snapshots_kept: Annotated[int, Meta(ge=1, le=1000, description="how many snapshots are kept")] = 3
+    trim_input: Annotated[
+        bool, Meta(description="remove events that come before the oldest of the kept snapshots from the stream")
+    ] = False
+    memory_limit_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 50, description="memory of the state at which the worker takes no more input; 0: no limit"),
+    ] = 0
     progress: Annotated[
         bool | None, Meta(description="a line of progress per second on stderr; by default only on a terminal")
     ] = None

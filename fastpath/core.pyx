@@ -35,7 +35,7 @@ from fastpath.msgpack cimport (
 from fastpath.resp cimport ReplyReader
 from fastpath.rules cimport FlatRulebook
 from fastpath.siphash cimport PADDING, SipKey
-from fastpath.table cimport Move, Slot, Table, table_bytes, table_prepare, table_relayout
+from fastpath.table cimport Move, Slot, Table, table_bytes, table_prepare, table_reclaim, table_relayout
 from fastpath.types cimport (
     STATUS_DUPLICATE,
     STATUS_ENTRY,
@@ -460,6 +460,12 @@ cdef class Core:
         self.undecided = True
         restore_state(&self.state, shape, read)
         self.undecided = False
+
+    def reclaim(self, int day):
+        """Drop what is expired on the arrival day ``day``, from which arrivals may not go back."""
+        cdef int number
+        for number in range(TABLES):
+            table_reclaim(&self.state.tables[number], day)
 
     def headroom_bytes(self, uint32_t events):
         """Return the most by which ``memory_bytes`` can grow when so many events are decided."""

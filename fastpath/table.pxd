@@ -199,4 +199,5 @@ cdef int preimages_start(Table* table) except -1 nogil
 cdef void preimages_stop(Table* table) noexcept nogil
 cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil
 cdef uint64_t table_bytes(const Table* table) noexcept nogil
+cdef int table_reclaim(Table* table, int32_t day) except -1
 cdef void table_prepare(Table* table) noexcept nogil

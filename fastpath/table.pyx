@@ -236,6 +236,21 @@ cdef void drop_expired(Table* table, uint32_t segment, Slot* scratch) noexcept n
     table.segment_days[segment] = oldest
 
 
+cdef int table_reclaim(Table* table, int32_t day) except -1:
+    """Free every record that is expired on ``day``."""
+    cdef Slot* scratch
+    cdef uint32_t segment
+    table.latest_day = max(table.latest_day, day)
+    scratch = <Slot*>malloc(sizeof(Slot) << table.segment_shift)
+    if scratch == NULL:
+        raise MemoryError()
+    for segment in range(table.segments):
+        if is_expired(table, table.segment_days[segment]):
+            drop_expired(table, segment, scratch)
+    free(scratch)
+    return 0
+
+
 cdef inline void release(Table* table, uint32_t record) noexcept nogil:
     """Put a record (number + 1) on the free list."""
     cdef Header* header = <Header*>record_at(table, record - 1)

@@ -12,8 +12,8 @@ from typing import get_args
 import redis
 
 from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
-from accrual.engine.outcome import DeadLetterReason
 from accrual.errors import StreamError
+from accrual.outcomes import DeadLetterReason
 from accrual.stream import Keys, StoredLetter, StreamServer, last_letter, read_letters, redrive
 
 __all__ = ["add"]

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from accrual.demo.drain import Drained
 from accrual.demo.summary import Summary
-from accrual.engine.outcome import OUTCOMES
+from accrual.outcomes import OUTCOMES
 from accrual.rulebook import Limit, Rulebook
 
 __all__ = ["Screen", "Stage"]

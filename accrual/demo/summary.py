@@ -12,9 +12,9 @@ import redis
 from numpy.typing import NDArray
 
 from accrual.demo.memberday import Truth
-from accrual.engine.outcome import CAUSES, OUTCOMES
 from accrual.errors import LedgerError
 from accrual.ledger import Chain, EntriesBatch, LedgerReader
+from accrual.outcomes import CAUSES, OUTCOMES
 from accrual.rulebook import Rulebook
 from accrual.stream import Checkpoint, Keys, last_letter, read_letters
 

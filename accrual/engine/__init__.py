@@ -5,11 +5,23 @@ Free of I/O, clocks and randomness. There is no silent fallback: the plain engin
 
 from __future__ import annotations
 
-from accrual.engine.batch import Batch, BatchHeader, Counts, Engine, RejectedItem, StreamEntry, explain_invalid
-from accrual.engine.outcome import DeadLetter, Decision, Duplicate, Entry, Position, outcome_line
-from accrual.engine.privacy import NO_SECRET, Secret
+from accrual.engine.batch import Batch, Engine, explain_invalid
 from accrual.engine.reference import OFFLINE_SLACK_DAYS, STREAM_SLACK_DAYS, ReferenceEngine
 from accrual.errors import UsageError
+from accrual.events import StreamEntry
+from accrual.outcomes import (
+    NO_SECRET,
+    BatchHeader,
+    Counts,
+    DeadLetter,
+    Decision,
+    Duplicate,
+    Entry,
+    Position,
+    RejectedItem,
+    Secret,
+    outcome_line,
+)
 from accrual.rulebook import Rulebook
 
 __all__ = [

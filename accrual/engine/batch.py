@@ -4,73 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
-from accrual.engine.outcome import DeadLetter, Decision, Duplicate, Entry, Position
 from accrual.errors import InvalidEvent, StateMismatch
 from accrual.events import (
     MAXIMUM_TIME_MS,
     Event,
+    Fields,
+    StreamEntry,
     decode_compact,
     items_of_json,
     mapping_from_json,
     split_batch,
     validate,
 )
+from accrual.ledger import encode_entries
+from accrual.outcomes import BatchHeader, Counts, Decision, Duplicate, Entry, Position, RejectedItem
 from accrual.rulebook import Calendar, Rulebook
 
 __all__ = [
     "Batch",
-    "BatchHeader",
-    "Counts",
     "Engine",
     "Item",
     "PlainBatch",
-    "RejectedItem",
-    "StreamEntry",
     "explain",
     "explain_invalid",
     "items_of_entry",
 ]
-
-Fields = tuple[tuple[bytes, bytes], ...]
-
-
-class StreamEntry(NamedTuple):
-    """One entry of an events stream: its ID (``ms`` is the arrival of its events) and its fields, as read."""
-
-    ms: int
-    seq: int
-    fields: Fields
-
-
-class BatchHeader(msgspec.Struct, frozen=True):
-    """What a ledger batch says of its place: its number, its predecessor's digest, where it starts."""
-
-    batch: int
-    previous: bytes
-    after: tuple[int, int]
-    first_seq: int
-
-
-class Counts(msgspec.Struct):
-    """How many of each a batch has. ``events = entries + duplicates + dead_letters``, always."""
-
-    stream_entries: int = 0
-    events: int = 0
-    entries: int = 0
-    duplicates: int = 0
-    dead_letters: int = 0
-
-
-class RejectedItem(msgspec.Struct, frozen=True):
-    """A dead letter with what must be kept of it: names and values of the original fields."""
-
-    position: Position
-    letter: DeadLetter
-    original: Fields
 
 
 class Batch(Protocol):
@@ -115,6 +77,16 @@ class Engine(Protocol):
 
     def decide_entries(self, entries: Sequence[StreamEntry]) -> Batch:
         """Decide every event of ``entries``, in order. The entries must not be empty."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory that the state has in use; 0 where that is not known."""
+
+    def headroom_bytes(self, events: int) -> int:
+        """Return the most by which ``memory_bytes`` can grow when so many events are decided."""
+
+    def reclaim(self, day: int) -> None:
+        """Drop what no event that arrives on the business day ``day`` or later can need."""
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -210,7 +182,5 @@ class PlainBatch:
 
     def encode(self, header: BatchHeader) -> bytes:
         """Return the ledger batch."""
-        from accrual.ledger import encode_entries
-
         rows = [(position, decision) for position, decision in self._decisions if isinstance(decision, Entry)]
         return encode_entries(header, through=self.through, counts=self.counts, rulebook=self.rulebook, rows=rows)

@@ -7,20 +7,12 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from accrual.events import LIMIT_KEYS
+from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS
 from accrual.rulebook import Campaign, EarningRule, Limit, Rulebook
 from accrual.rulebook.bounds import base_scale
 
-__all__ = ["BUILT_IN_KIND_ORDER", "Layout", "Layouts", "describe"]
+__all__ = ["Layout", "Layouts", "describe"]
 
-# In the order of the ledger's `kinds`, after the earning rules.
-BUILT_IN_KIND_ORDER: Final = (
-    "order_refunded",
-    "member_updated",
-    "member_frozen",
-    "member_released",
-    "member_blocked",
-)
 MEASURES: Final = ("events", "members", "points")
 ACTIONS: Final = ("reject", "hold", "freeze", "clamp")
 HEADER_BYTES: Final = 24
@@ -183,7 +175,7 @@ def describe(rulebook: Rulebook, layouts: Layouts) -> dict[str, Any]:
     tags = names_of(campaign.tags for campaign in campaigns)
     return {
         "earning": [_describe_rule(rulebook, rule, layouts) for rule in rulebook.earning_rules],
-        "kinds": [*(rule.kind for rule in rulebook.earning_rules), *BUILT_IN_KIND_ORDER],
+        "kinds": [*(rule.kind for rule in rulebook.earning_rules), *BUILT_IN_KINDS],
         "category_weights": {}
         if per_yuan is None
         else {category: int(per_yuan.line_rate(category) * scale) for category in per_yuan.category_rates},

@@ -10,14 +10,25 @@ from typing import Any, Final
 
 import msgspec
 
-from accrual.engine.batch import BatchHeader, Counts, Fields, Item, RejectedItem, StreamEntry, explain, explain_invalid
-from accrual.engine.compile import BUILT_IN_KIND_ORDER, Layouts, describe
-from accrual.engine.outcome import OUTCOMES, DeadLetter, Decision, Duplicate, Position
-from accrual.engine.privacy import NO_SECRET, Secret
+from accrual.engine.batch import Item, explain, explain_invalid
+from accrual.engine.compile import Layouts, describe
 from accrual.engine.reference import STREAM_SLACK_DAYS
 from accrual.errors import InvalidEvent, StateMismatch
-from accrual.events import LIMIT_KEYS, items_of_json, mapping_from_json
+from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS, Fields, StreamEntry, items_of_json, mapping_from_json
 from accrual.events.text import compact_from_mapping, compact_if_plain, is_json_array
+from accrual.ledger import EntriesBatch, decode
+from accrual.outcomes import (
+    NO_SECRET,
+    OUTCOMES,
+    BatchHeader,
+    Counts,
+    DeadLetter,
+    Decision,
+    Duplicate,
+    Position,
+    RejectedItem,
+    Secret,
+)
 from accrual.rulebook import Rulebook, combined_multiplier
 from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
 from fastpath.image import StateImage
@@ -69,7 +80,7 @@ def header_names(rulebook: Rulebook) -> bytes:
     """Return the part of a ledger batch's header that names the rulebook and what its codes stand for."""
     named = {
         "rulebook": rulebook.version,
-        "kinds": [*(rule.kind for rule in rulebook.earning_rules), *BUILT_IN_KIND_ORDER],
+        "kinds": [*(rule.kind for rule in rulebook.earning_rules), *BUILT_IN_KINDS],
         "campaigns": [campaign.id for campaign in rulebook.campaigns],
         "limits": [limit.id for limit in rulebook.limits],
     }
@@ -162,6 +173,10 @@ class FastEngine:
             self._core.restore(description["shape"], read)
         except (ValueError, KeyError, TypeError) as error:
             raise StateMismatch(f"the image does not fit: {error}") from None
+
+    def reclaim(self, day: int) -> None:
+        """Drop what no event that arrives on the business day ``day`` or later can need; its memory is used again."""
+        self._core.reclaim(day)
 
     def headroom_bytes(self, events: int) -> int:
         """Return the most by which ``memory_bytes`` can grow when so many events are decided."""
@@ -273,8 +288,6 @@ class FastBatch:
 
     def decisions(self) -> Iterator[tuple[Position, Decision]]:
         """Yield one decision per event, in stream order."""
-        from accrual.ledger import EntriesBatch, decode
-
         decoded = decode(self.encode(BatchHeader(1, bytes(32), (0, 0), 1)))
         assert isinstance(decoded, EntriesBatch)
         rows = decoded.rows()

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from accrual.engine.batch import PlainBatch, StreamEntry, items_of_entry
+from accrual.engine.batch import PlainBatch, items_of_entry
 from accrual.engine.counters import (
     DayMembers,
     DayTotal,
@@ -24,10 +24,9 @@ from accrual.engine.counters import (
     saturated,
     total_counter,
 )
-from accrual.engine.outcome import DeadLetter, Decision, Duplicate, Entry, Position
-from accrual.engine.privacy import NO_SECRET, Secret, mask
 from accrual.errors import InvalidEvent
-from accrual.events import CONTROL_KINDS, REFUND_KIND, Event, encode_compact
+from accrual.events import CONTROL_KINDS, REFUND_KIND, Event, StreamEntry, encode_compact
+from accrual.outcomes import NO_SECRET, DeadLetter, Decision, Duplicate, Entry, Position, Secret, mask
 from accrual.rulebook import Campaign, EarningRule, Limit, Rulebook, combined_multiplier
 
 __all__ = ["FUTURE_TOLERANCE_MS", "OFFLINE_SLACK_DAYS", "STREAM_SLACK_DAYS", "ReferenceEngine"]
@@ -128,6 +127,19 @@ class ReferenceEngine:
         kept = {limit.identity for limit in rulebook.limits}
         self.totals = {key: counter for key, counter in self.totals.items() if key[0] in kept}
         self.sights = {key: counter for key, counter in self.sights.items() if key[0] in kept}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Nobody counts it here."""
+        return 0
+
+    def headroom_bytes(self, events: int) -> int:  # noqa: ARG002
+        """Nobody counts it here."""
+        return 0
+
+    def reclaim(self, day: int) -> None:
+        """Drop what no event that arrives on the business day ``day`` or later can need."""
+        self._forget_before(day)
 
     def decide_entries(self, entries: Sequence[StreamEntry]) -> PlainBatch:
         """Decide every event of ``entries``, in order. The entries must not be empty."""

@@ -11,6 +11,7 @@ from accrual.events.model import (
     Event,
     validate,
 )
+from accrual.events.stream_entry import Fields, StreamEntry
 from accrual.events.text import arrival_of, items_of_json, mapping_from_json
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "MAXIMUM_TIME_MS",
     "REFUND_KIND",
     "Event",
+    "Fields",
+    "StreamEntry",
     "arrival_of",
     "decode_compact",
     "encode_compact",

@@ -31,8 +31,9 @@ IDENTITY_BYTES: Final = 64
 NAME_BYTES: Final = 32
 
 REFUND_KIND: Final = "order_refunded"
-CONTROL_KINDS: Final = frozenset({"member_updated", "member_frozen", "member_released", "member_blocked"})
-BUILT_IN_KINDS: Final = CONTROL_KINDS | {REFUND_KIND}
+# In the order in which the ledger numbers them (docs/LEDGER.md).
+BUILT_IN_KINDS: Final = (REFUND_KIND, "member_updated", "member_frozen", "member_released", "member_blocked")
+CONTROL_KINDS: Final = frozenset(BUILT_IN_KINDS) - {REFUND_KIND}
 KINDS_WITH_AMOUNT: Final = frozenset({"order_paid", REFUND_KIND})
 
 LIMIT_KEYS: Final = ("member", "device", "ip", "phone")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from accrual.engine.batch import BatchHeader
 from accrual.errors import LedgerError
 from accrual.ledger.entries import EntriesBatch
 from accrual.ledger.format import LedgerBatch, decode, decode_header
 from accrual.ledger.records import START, Header, Link
+from accrual.outcomes import BatchHeader
 
 __all__ = ["Chain"]
 

@@ -9,12 +9,12 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from accrual.engine.outcome import CAUSES, OUTCOMES, Entry, Position
 from accrual.errors import LedgerError
 from accrual.events import MAXIMUM_AMOUNT_FEN, MAXIMUM_TIME_MS
 from accrual.ledger.columns import INT64_MAXIMUM, unpack_bytes, unpack_integers, unpack_texts
 from accrual.ledger.records import Header
 from accrual.ledger.wire import BYTES_COLUMNS, DEFERRED, INTEGER_COLUMNS, WireEntries
+from accrual.outcomes import CAUSES, OUTCOMES, Entry, Position
 
 __all__ = ["EntriesBatch"]
 

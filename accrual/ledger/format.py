@@ -12,10 +12,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from accrual.engine.batch import BatchHeader, Counts
-from accrual.engine.compile import BUILT_IN_KIND_ORDER
-from accrual.engine.outcome import CAUSES, OUTCOMES, Entry, Position
 from accrual.errors import LedgerError
+from accrual.events import BUILT_IN_KINDS
 from accrual.ledger.columns import BytesColumn, IntegerColumn, pack_bytes, pack_integers, signed
 from accrual.ledger.entries import EntriesBatch
 from accrual.ledger.records import Header, RulebookRecord
@@ -29,6 +27,7 @@ from accrual.ledger.wire import (
     WireStart,
     digest_of,
 )
+from accrual.outcomes import CAUSES, OUTCOMES, BatchHeader, Counts, Entry, Position
 from accrual.rulebook import Rulebook
 
 __all__ = ["LedgerBatch", "decode", "decode_header", "encode_entries"]
@@ -55,7 +54,7 @@ def encode_entries(
 
     Raises ``LedgerError`` where the counts contradict each other or the rows.
     """
-    kinds = (*(rule.kind for rule in rulebook.earning_rules), *BUILT_IN_KIND_ORDER)
+    kinds = (*(rule.kind for rule in rulebook.earning_rules), *BUILT_IN_KINDS)
     limits = tuple(limit.id for limit in rulebook.limits)
     campaigns = {campaign.id: number for number, campaign in enumerate(rulebook.campaigns)}
     sets: dict[tuple[str, ...], int] = {}

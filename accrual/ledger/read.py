@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import redis
 
-from accrual.engine.outcome import Entry, Position, outcome_line
 from accrual.errors import LedgerError, UsageError
 from accrual.ledger.chain import Chain
 from accrual.ledger.entries import EntriesBatch
 from accrual.ledger.format import LedgerBatch, decode, decode_header
 from accrual.ledger.records import Header, Link, RulebookRecord
+from accrual.outcomes import Entry, Position, outcome_line
 from accrual.stream.checkpoint import Checkpoint
 from accrual.stream.keys import Keys
 

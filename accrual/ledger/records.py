@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from accrual.engine.batch import BatchHeader, Counts
 from accrual.ledger.wire import FORMAT, GENESIS, WireRulebook
+from accrual.outcomes import BatchHeader, Counts
 from accrual.rulebook import Rulebook
 
 __all__ = ["START", "Header", "Link", "RulebookRecord"]

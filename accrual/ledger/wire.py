@@ -11,8 +11,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from accrual.engine.outcome import OUTCOMES
 from accrual.ledger.columns import BytesColumn, IntegerColumn
+from accrual.outcomes import OUTCOMES
 
 __all__ = [
     "BYTES_COLUMNS",

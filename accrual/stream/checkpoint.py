@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from accrual.engine import Counts
 from accrual.errors import StateMismatch
+from accrual.outcomes import Counts
 
 __all__ = ["NO_DIGEST", "START", "Checkpoint", "StreamId", "parse_stream_id", "stream_id_text"]
 

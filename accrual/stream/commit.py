@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from accrual.engine import RejectedItem
 from accrual.errors import OwnershipLost, StateMismatch, StreamError, StreamTrimmed
+from accrual.outcomes import RejectedItem
 from accrual.stream.checkpoint import Checkpoint, stream_id_text
 from accrual.stream.deadletters import letter_fields
 from accrual.stream.keys import Keys

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import redis
 
-from accrual.engine import DeadLetter, Position, RejectedItem
+from accrual.outcomes import DeadLetter, Position, RejectedItem
 from accrual.stream.checkpoint import parse_stream_id
 from accrual.stream.keys import Keys
 from accrual.stream.scripts import REDRIVE

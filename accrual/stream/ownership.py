@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import redis.asyncio
 
-from accrual.engine import Secret
 from accrual.errors import StreamTrimmed, UsageError
+from accrual.outcomes import Secret
 from accrual.stream.checkpoint import Checkpoint
 from accrual.stream.commit import lost_to
 from accrual.stream.keys import Keys
@@ -49,6 +49,7 @@ class Ownership:
     def __init__(self, client: redis.asyncio.Redis, keys: Keys, lease_ms: int) -> None:
         self.nonce = secrets.token_hex(16)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._client = client
         self._keys = keys
         self._lease_ms = lease_ms
         self._acquire: Any = client.register_script(ACQUIRE.text)
@@ -79,6 +80,18 @@ class Ownership:
             raise UsageError(f"secret: {values[0].decode()}")
         fields = dict(zip(values[0][::2], values[0][1::2], strict=True))
         secret = configured or Secret(bytes.fromhex(fields[b"secret"].decode()))
+        return Owned(Checkpoint.from_hash(fields), secret)
+
+    async def look(self, configured: Secret | None) -> Owned | None:
+        """Return what ``acquire`` would, without taking the partition.
+
+        ``None`` where it was never started, or was with a secret that is not ours.
+        """
+        fields: Any = await self._client.hgetall(self._keys.checkpoint)
+        kept = fields.get(b"secret", b"").decode()
+        secret = configured or (Secret(bytes.fromhex(kept)) if kept else None)
+        if secret is None or fields.get(b"secret_check", b"").decode() != secret_check(secret):
+            return None
         return Owned(Checkpoint.from_hash(fields), secret)
 
     async def beat(self) -> Heartbeat:

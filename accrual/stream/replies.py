@@ -6,8 +6,8 @@ from typing import Any, Final, Literal, Protocol
 
 import hiredis
 
-from accrual.engine import StreamEntry
 from accrual.errors import StreamError
+from accrual.events import StreamEntry
 from accrual.stream.checkpoint import StreamId, parse_stream_id
 
 __all__ = ["PlainReplyReader", "Reader", "ReplyKind", "open_reader"]
@@ -47,6 +47,10 @@ class Reader(Protocol):
     @property
     def entries(self) -> int:
         """The number of stream entries."""
+
+    @property
+    def first(self) -> StreamId:
+        """The ID of the first entry."""
 
     @property
     def last(self) -> StreamId:
@@ -107,6 +111,13 @@ class PlainReplyReader:
     def entries(self) -> int:
         """The number of stream entries."""
         return len(self.rows)
+
+    @property
+    def first(self) -> StreamId:
+        """The ID of the first entry."""
+        if not self.rows:
+            raise ValueError("the reply has no entries")
+        return self.rows[0].ms, self.rows[0].seq
 
     @property
     def last(self) -> StreamId:

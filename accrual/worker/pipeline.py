@@ -19,6 +19,7 @@ from accrual.stream import Commit, Keys, ReadConnection, Refused, StreamId, pend
 from accrual.worker.commits import CommitQueue
 from accrual.worker.intake import BatchSize, Intake
 from accrual.worker.progress import Progress
+from accrual.worker.snapshots import Snapshots
 from accrual.worker.trouble import Trouble
 
 __all__ = ["Pipeline"]
@@ -45,6 +46,7 @@ class Pipeline:
         engine: Engine,
         slack_days: int,
         commits: CommitQueue,
+        snapshots: Snapshots,
         progress: Progress,
     ) -> None:
         self.pending = ""
@@ -55,6 +57,7 @@ class Pipeline:
         self._intake = intake
         self._slack_days = slack_days
         self._commits = commits
+        self._snapshots = snapshots
         self._progress = progress
         self._size = BatchSize(settings)
         self._trouble = Trouble("read connection", settings.backoff_limit_ms)
@@ -88,8 +91,10 @@ class Pipeline:
                 if entries >= asked and commits.has_room:
                     asked_next = self._ask(connection, reader.last, end)
                     await asyncio.sleep(0)
+                await self._memory()
                 self._decide()
             reader.clear()
+            self._snapshots.consider(self.engine, commits)
             if not asked_next:
                 if end is not None and entries < asked:
                     return
@@ -118,6 +123,31 @@ class Pipeline:
         if kind == "status":
             raise StreamError(f"the server answers {reader.value!r} where entries were asked for")
         self._trouble.over()
+
+    async def _memory(self) -> None:
+        """Wait until the state may grow by what the reply at hand can need.
+
+        Nothing that a limit still counts is ever given up for room: the input waits on the stream instead.
+        """
+        limit = self._settings.memory_limit_bytes
+        if not limit or self._fits(limit):
+            return
+        ms = self._intake.reader.first[0]
+        self.engine.reclaim(self.engine.rulebook.calendar.day(ms))
+        if self._fits(limit):
+            return
+        log.error(
+            "memory limit reached: memory_bytes=%d limit_bytes=%d: no more input is taken; give it more "
+            "(memory_limit_bytes) and start again",
+            *(self.engine.memory_bytes, limit),
+        )
+        self._progress.trouble = "MEMORY LIMIT REACHED, no input is taken"
+        # Nothing but a restart with another limit, or the end, ends this; heartbeats and commits go on meanwhile.
+        await asyncio.Event().wait()
+
+    def _fits(self, limit_bytes: int) -> bool:
+        events = max(self._settings.batch_events, self._intake.reader.entries)
+        return self.engine.memory_bytes + self.engine.headroom_bytes(events) <= limit_bytes
 
     def _decide(self) -> None:
         """Decide the reply at hand and send the batch off. Nothing here waits, so it happens as a whole."""

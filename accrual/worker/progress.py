@@ -24,7 +24,8 @@ class Progress:
     """Counts of one worker's run, and the lines that show them.
 
     ``live`` is where a line per second goes, on a terminal over the one before it; without it the log has a line for
-    every ten seconds in which something was committed.
+    every ten seconds in which something was committed. ``trouble`` is what keeps the worker from working, if something
+    does.
     """
 
     def __init__(self, live: TextIO | None) -> None:
@@ -36,6 +37,7 @@ class Progress:
         self._interval_events = 0
         self._interval_batches = 0
         self._warned_of_removal = False
+        self.trouble = ""
         self.events = 0
         self.batches = 0
         self.outcomes: Counter[str] = Counter()
@@ -71,8 +73,8 @@ class Progress:
         if removed and not self._warned_of_removal:
             self._warned_of_removal = True
             log.warning(
-                "%d entries were removed from the events stream behind the checkpoint: a restart replays the stream, "
-                "and will not be able to",
+                "%d entries were removed from the events stream behind the checkpoint: a restart without a snapshot "
+                "from behind them will not be able to replay it",
                 removed,
             )
 
@@ -90,7 +92,7 @@ class Progress:
                 end, start = ("", "\r\x1b[K") if self._on_terminal else ("\n", "")
                 self._live.write(f"{start}{self._line_for_people()}{end}")
                 self._live.flush()
-            elif self._interval_batches:
+            elif self._interval_batches or self.trouble:
                 log.info("%s", self._line_for_logs())
             self._shown_s = time.monotonic()
             self._latencies_s.clear()
@@ -123,7 +125,7 @@ class Progress:
                 f"{rate:,.0f}/s",
                 f"lag {self.lag:,}",
                 f"commit {median_ms:.1f} ms (at most {worst_ms:.1f})",
-                outcomes or "waiting for events",
+                self.trouble or outcomes or "waiting for events",
                 f"{self.points['granted']:,} points granted",
             )
         )
@@ -134,6 +136,7 @@ class Progress:
         return (
             f"events={self.events} events_per_s={rate:.0f} lag={self.lag} batches={self.batches} "
             f"commit_median_ms={median_ms:.1f} commit_max_ms={worst_ms:.1f}"
+            f"{' trouble=' + repr(self.trouble) if self.trouble else ''}"
         )
 
     def _latency_ms(self) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """From the ledger back to a living engine. A restart and the recovery from a crash are this one path.
 
-The committed ledger is the authority: every batch is decided again from the events stream, under the rulebook that the
-ledger recorded, and must come out byte for byte as it was committed.
+It starts from the newest snapshot, or from the beginning where there is none. The committed ledger is the authority:
+every batch behind that is decided again from the events stream, under the rulebook that the ledger recorded, and must
+come out byte for byte as it was committed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
 from accrual.stream import Checkpoint, Keys, ReadConnection, Refused, StreamId, stream_id_text
 from accrual.worker.intake import Intake
+from accrual.worker.snapshots import resume
 from accrual.worker.trouble import Trouble
 
 __all__ = ["Recovery"]
@@ -48,11 +50,12 @@ class Recovery:
         self._keys = keys
         self._intake = intake
         self._secret = secret
-        self._engine_name = settings.engine
+        self._settings = settings
         self._trouble = Trouble("recovery", settings.backoff_limit_ms)
         self._engine: Engine | None = None
         self._link = Link()
         self._zone_rules = ""
+        self._looked_for_snapshots = False
 
     async def run(self, committed: Checkpoint) -> Engine:
         """Return the engine as it was after the batch of the ``committed`` checkpoint.
@@ -60,9 +63,24 @@ class Recovery:
         Raises ``StateMismatch`` where a batch comes out differently or the chain does not end there, ``LedgerError``
         where it is broken, ``StreamTrimmed`` where events are missing.
         """
+        started_s = time.monotonic()
+        await self.follow(committed)
+        if self.checkpoint != committed or self._engine is None:
+            raise StateMismatch(f"the ledger adds up to {self.checkpoint}, but the checkpoint says {committed}")
+        if self._zone_rules != (installed := importlib.metadata.version("tzdata")):
+            log.warning("zone rules: the ledger was decided with tzdata %s, here is %s", self._zone_rules, installed)
+        log.info(
+            "recovered batches=%d events=%d rulebook=%d seconds=%.2f",
+            *(committed.batch, committed.events, committed.rulebook, time.monotonic() - started_s),
+        )
+        return self._engine
+
+    async def follow(self, committed: Checkpoint) -> None:
+        """Go on to the ``committed`` checkpoint; a standby does so again and again. Raises as ``run`` does."""
         reporter = _Reporter(committed)
         while self.checkpoint.batch < committed.batch:
             try:
+                await self._resume(committed)
                 connection = await self._intake.connect()
                 try:
                     while self.checkpoint.batch < committed.batch:
@@ -73,12 +91,20 @@ class Recovery:
                     connection.close()
             except (OSError, Refused, redis.RedisError) as error:
                 await asyncio.sleep(self._trouble.pause_s(error))
-        if self.checkpoint != committed or self._engine is None:
-            raise StateMismatch(f"the ledger adds up to {self.checkpoint}, but the checkpoint says {committed}")
-        if self._zone_rules != (installed := importlib.metadata.version("tzdata")):
-            log.warning("zone rules: the ledger was decided with tzdata %s, here is %s", self._zone_rules, installed)
-        reporter.finish(self.checkpoint)
-        return self._engine
+
+    async def _resume(self, committed: Checkpoint) -> None:
+        """Start from the newest snapshot that can be believed, if there is one."""
+        if self._looked_for_snapshots:
+            return
+        resumed = await resume(self._client, self._settings, self._secret, committed)
+        self._looked_for_snapshots = True
+        if resumed is None:
+            return
+        header = resumed.header
+        of = header.checkpoint
+        self._engine, self.slack_days, self._zone_rules = resumed.engine, header.slack_days, header.zone_rules
+        self.checkpoint = of
+        self._link = Link(of.batch, of.digest, of.position, of.next_seq, of.rulebook)
 
     async def _replay_page(self, connection: ReadConnection, last: int) -> None:
         """Replay the next few batches. While one is decided, the server looks up the events of the next."""
@@ -120,8 +146,8 @@ class Recovery:
             after, through = stream_id_text(header.after), stream_id_text(header.through)
             raise StreamTrimmed(
                 f"batch {header.batch} consumed {header.counts.stream_entries} entries of the events stream after "
-                f"{after} through {through}, and {reader.entries} of them are still there: a restart replays the "
-                "stream, so nothing of it may be trimmed"
+                f"{after} through {through}, and {reader.entries} of them are still there: a restart replays what "
+                "came after the snapshot that it starts from, or all of the stream where there is none"
             )
 
     def _adopt(self, value: bytes, header: Header) -> None:
@@ -129,7 +155,7 @@ class Recovery:
         assert isinstance(record, RulebookRecord)
         rulebook = _recorded(record)
         if self._engine is None:
-            self._engine = open_engine(self._engine_name, rulebook, self._secret, record.slack_days, prepared=True)
+            self._engine = open_engine(self._settings.engine, rulebook, self._secret, record.slack_days, prepared=True)
             self.slack_days = record.slack_days
         else:
             self._engine.adopt(rulebook)
@@ -150,7 +176,7 @@ class _Reporter:
 
     def __init__(self, committed: Checkpoint) -> None:
         self._committed = committed
-        self._started_s = self._reported_s = time.monotonic()
+        self._reported_s = time.monotonic()
 
     def report(self, checkpoint: Checkpoint) -> None:
         if time.monotonic() - self._reported_s >= REPORT_INTERVAL_S:
@@ -159,12 +185,6 @@ class _Reporter:
                 "recovering batch=%d of=%d events=%d of=%d",
                 *(checkpoint.batch, self._committed.batch, checkpoint.events, self._committed.events),
             )
-
-    def finish(self, checkpoint: Checkpoint) -> None:
-        log.info(
-            "recovered batches=%d events=%d rulebook=%d seconds=%.2f",
-            *(checkpoint.batch, checkpoint.events, checkpoint.rulebook, time.monotonic() - self._started_s),
-        )
 
 
 def _recorded(record: RulebookRecord) -> Rulebook:

@@ -32,6 +32,7 @@ from accrual.worker.intake import Intake
 from accrual.worker.pipeline import Pipeline
 from accrual.worker.progress import Progress, live_stream
 from accrual.worker.recovery import Recovery
+from accrual.worker.snapshots import Snapshots
 from accrual.worker.tasks import Tasks
 from accrual.worker.trouble import Trouble
 
@@ -62,6 +63,8 @@ class Worker:
         self._tasks = Tasks()
         self._commits: CommitQueue | None = None
         self._pipeline: Pipeline | None = None
+        self._snapshots: Snapshots | None = None
+        self._standby: Recovery | None = None
 
     async def run(self) -> None:
         """Work until the stream is drained, or SIGTERM or SIGINT comes; then all that was decided has been committed.
@@ -74,6 +77,8 @@ class Worker:
             await self._tasks.in_foreground(self._work())
             await self._finish()
         finally:
+            if self._snapshots is not None:
+                await self._snapshots.end()
             await self._tasks.end()
             if self._commits is not None:
                 self._progress.finish()
@@ -87,10 +92,19 @@ class Worker:
         commits = CommitQueue(
             self._server, self._keys, self._ownership.nonce, committed, self._settings, self._progress
         )
+        snapshots = Snapshots(self._settings, owned.secret, slack_days, self._client)
         pipeline = Pipeline(
-            self._settings, self._client, self._keys, self._intake, engine, slack_days, commits, self._progress
+            self._settings,
+            self._client,
+            self._keys,
+            self._intake,
+            engine,
+            slack_days,
+            commits,
+            snapshots,
+            self._progress,
         )
-        self._commits, self._pipeline = commits, pipeline
+        self._commits, self._pipeline, self._snapshots = commits, pipeline, snapshots
         self._progress.start_from(committed)
         self._tasks.in_background(commits.run())
         self._tasks.in_background(self._progress.show())
@@ -127,6 +141,7 @@ class Worker:
             if not announced:
                 self._stand_by(answer)
                 announced = True
+            await self._follow(secret)
             await asyncio.sleep(settings.lease_ms / 4000)
 
     def _stand_by(self, held: Held) -> None:
@@ -137,10 +152,26 @@ class Worker:
             )
         log.info("standing by: partition %s is owned by %s", self._keys.partition, owner)
 
+    async def _follow(self, secret: Secret | None) -> None:
+        """Replay what the owner has committed since the last time, so that little is left to do in its place."""
+        try:
+            seen = await self._ownership.look(secret)
+        except (OSError, redis.RedisError):
+            # The next attempt to take the partition says it.
+            return
+        if seen is None or seen.checkpoint.batch == 0:
+            return
+        if self._standby is None or self._standby.checkpoint.batch > seen.checkpoint.batch:
+            # A server that came back without its last commits is followed anew.
+            self._standby = Recovery(self._client, self._keys, self._intake, seen.secret, self._settings)
+        await self._standby.follow(seen.checkpoint)
+
     async def _recover(self, owned: Owned) -> tuple[Engine, int]:
         """Return the engine as the committed batches leave it, and the slack in days with which it was opened."""
         if owned.checkpoint.batch:
-            recovery = Recovery(self._client, self._keys, self._intake, owned.secret, self._settings)
+            recovery = self._standby
+            if recovery is None:
+                recovery = Recovery(self._client, self._keys, self._intake, owned.secret, self._settings)
             return await recovery.run(owned.checkpoint), recovery.slack_days
         if await self._client.exists(self._keys.ledger):
             raise StateMismatch(f"{self._keys.ledger} has batches, but {self._keys.checkpoint} knows of none")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,90 +15,21 @@ import redis
 from accrual.ledger import LedgerReader
 from accrual.stream import COMMIT, Keys
 from proxy import Proxy
+from runs import check, check_like, drain, producing
 from servers import Server, ServerFactory, ServerKind
 from workers import (
     NOON_MS,
-    RULEBOOK,
     WorkerProcess,
     checkpoint_of,
     command,
-    compact,
-    expected,
     fill,
-    ledger_output,
-    ledger_rows,
-    order,
     orders,
-    stream_entries,
     wait_for_batch,
     wait_for_events,
     wait_until,
 )
 
 KEYS = Keys("p")
-
-
-@pytest.fixture
-def rulebook(tmp_path: Path) -> Path:
-    path = tmp_path / "rulebook.toml"
-    path.write_text(RULEBOOK, encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    seed = int(os.environ.get("ACCRUAL_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"ACCRUAL_TEST_SEED={seed}")
-    return random.Random(seed)
-
-
-@contextmanager
-def producing(
-    server: Server, partition: str, count: int, per_second: int, rng: random.Random
-) -> Iterator[threading.Thread]:
-    """Add ``count`` entries in the background: some duplicates, some conflicts, some poison."""
-    entries = []
-    for number in range(1, count + 1):
-        chosen = rng.choice([number] * 8 + [rng.randrange(1, number + 1)])
-        event = order(chosen) if rng.random() > 0.01 else order(chosen, amount=1)
-        value = {"e": compact(event)} if rng.random() > 0.02 else {"e": b"\xc1"}
-        entries.append((f"{NOON_MS + number}-0", value))
-    stop = threading.Event()
-
-    def produce() -> None:
-        client = redis.Redis(host="127.0.0.1", port=server.port)
-        for first in range(0, count, 50):
-            if stop.is_set():
-                break
-            fill(client, partition, entries[first : first + 50])
-            time.sleep(50 / per_second)
-        client.close()
-
-    thread = threading.Thread(target=produce)
-    thread.start()
-    try:
-        yield thread
-    finally:
-        stop.set()
-        thread.join()
-
-
-def drain(url: str, rulebook: Path, partition: str = "p", *flags: str) -> None:
-    with WorkerProcess(url, partition, rulebook, "--drain", *flags) as worker:
-        assert worker.wait() == 0, worker.log
-
-
-def check(server: Server, partition: str = "p") -> None:
-    """The ledger, its bytes and the counts are those of a run in which nothing happened."""
-    client = server.client()
-    entries = stream_entries(client, partition)
-    wanted = expected(entries)
-    assert ledger_rows(client, partition) == wanted.rows
-    assert ledger_output(server, partition) == wanted.ledger
-    checkpoint = checkpoint_of(client, partition)
-    assert checkpoint.stream_entries == len(entries)
-    assert checkpoint.events == len(wanted.rows) + wanted.duplicates + len(wanted.dead_letters)
-    assert client.xlen(Keys(partition).deadletters) == checkpoint.dead_letters == len(wanted.dead_letters)
 
 
 # --------------------------------------------------------------------------------------------- kill -9
@@ -135,10 +64,7 @@ def kill_repeatedly(server: Server, rulebook: Path, rng: random.Random, kills: i
     # An unbroken run over the same stream, with the same secret.
     client.copy(KEYS.events, Keys("unbroken").events)
     drain(server.url, rulebook, "unbroken")
-    assert ledger_output(server, "unbroken") == ledger_output(server, "p")
-    assert ledger_rows(client, "unbroken") == ledger_rows(client, "p")
-    letters = [client.xrange(Keys(name).deadletters) for name in ("p", "unbroken")]
-    assert letters[0] == letters[1]
+    check_like(server, "unbroken", "p")
 
 
 def test_workers_killed_at_random_moments_leave_the_ledger_of_an_unbroken_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from itertools import pairwise
 from random import Random
 
@@ -92,3 +93,34 @@ def test_offline_arrivals_may_go_back(text: str, entries: list[StreamEntry], ran
     reference, fast = ReferenceEngine(rulebook, SECRET, 31), FastEngine(rulebook, SECRET, 31, SMALL_SEGMENTS)
     for entry in recent:
         assert list(fast.decide_entries([entry]).decisions()) == list(reference.decide_entries([entry]).decisions())
+
+
+@given(rulebook_texts(), streams(), st.lists(st.integers(0, 100), min_size=2, max_size=6), st.data())
+def test_an_image_taken_while_the_engine_goes_on(
+    text: str, entries: list[StreamEntry], cuts: list[int], data: st.DataObject
+) -> None:
+    rulebook = rulebook_or_skip(text)
+    batches = cut(entries, cuts)
+    begun = data.draw(st.integers(0, len(batches)), label="batches before the image is begun")
+    written = data.draw(st.integers(begun, len(batches)), label="batches before it is written")
+    unbroken = run(FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS), batches, {})
+
+    engine = FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS)
+    for batch in batches[:begun]:
+        engine.decide_entries(batch)
+    image = engine.image()
+    for batch in batches[begun:written]:
+        engine.decide_entries(batch)
+    pieces: list[bytes] = []
+    assert image.write(pieces.append)
+    image.close()
+    for batch in batches[written:]:
+        engine.decide_entries(batch)
+
+    again = FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS)
+    again.restore(image.description, BytesIO(b"".join(pieces)).read)
+    sizes = dict(again.sizes)
+    for number, batch in enumerate(batches[begun:], start=begun):
+        assert list(again.decide_entries(batch).decisions()) == unbroken[number][0]
+    if begun == len(batches):
+        assert sizes == engine.sizes

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accrual.engine import BatchHeader, Counts, Entry, Position
-from accrual.engine.outcome import CAUSES, Outcome
 from accrual.errors import LedgerError
 from accrual.events import BUILT_IN_KINDS, MAXIMUM_AMOUNT_FEN, MAXIMUM_TIME_MS
 from accrual.ledger import Chain, EntriesBatch, Link, decode, decode_header, digest_of, encode_entries, entry_line
+from accrual.outcomes import CAUSES, Outcome
 from accrual.rulebook import Campaign, EarningRule, Limit, Rulebook, Window
 
 Rows = list[tuple[Position, Entry]]

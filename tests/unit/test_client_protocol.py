@@ -11,7 +11,6 @@ import pytest
 
 from accrual.client import Confirmation, Options
 from accrual.engine import Entry, ReferenceEngine, StreamEntry
-from accrual.engine.outcome import DeadLetterReason
 from accrual.errors import InvalidEvent
 from accrual.events import (
     CONTROL_KINDS,
@@ -23,6 +22,7 @@ from accrual.events import (
     split_batch,
     validate,
 )
+from accrual.outcomes import DeadLetterReason
 from accrual.rulebook import parse
 from accrual.stream import Checkpoint
 

@@ -16,10 +16,10 @@ import pytest
 from accrual.demo import RULEBOOK, Baskets, MemberDay, generate
 from accrual.demo.baskets import dump, load, parse
 from accrual.demo.memberday import DAY_START_MS, FIELDS, KINDS, MAXIMUM_SCALE
-from accrual.engine.outcome import DeadLetter, Entry
 from accrual.engine.reference import ReferenceEngine
 from accrual.errors import InvalidEvent
 from accrual.events import validate
+from accrual.outcomes import DeadLetter, Entry
 from accrual.rulebook import load as load_rulebook
 
 DAY_MS = 86_400_000

@@ -8,7 +8,19 @@ import msgspec
 
 from accrual.rulebook import day_text
 
-__all__ = ["OUTCOMES", "DeadLetter", "Decision", "Duplicate", "Entry", "Position", "outcome_line", "outcome_mapping"]
+__all__ = [
+    "CAUSES",
+    "OUTCOMES",
+    "DeadLetter",
+    "DeadLetterReason",
+    "Decision",
+    "Duplicate",
+    "Entry",
+    "Outcome",
+    "Position",
+    "outcome_line",
+    "outcome_mapping",
+]
 
 Outcome = Literal["granted", "held", "rejected", "deferred", "applied"]
 DeadLetterReason = Literal["invalid", "id_conflict", "unknown_kind", "ts_in_future", "stale_control"]

@@ -1,0 +1,15 @@
+"""Snapshots: the state of a partition's engine in a file, so that a restart replays only what came after it.
+
+::
+
+    format      one file: written, read and checked
+    directory   the files that are kept
+
+A snapshot is trusted for what it is, not for where it lies: its digest must be right, and its batch must be the one
+that the ledger has under that number.
+"""
+
+from accrual.snapshots.directory import SnapshotDirectory
+from accrual.snapshots.format import SnapshotHeader, SnapshotReader, write_snapshot
+
+__all__ = ["SnapshotDirectory", "SnapshotHeader", "SnapshotReader", "write_snapshot"]

@@ -1,0 +1,182 @@
+"""One snapshot (docs/SNAPSHOTS.md): a head with its own digest, the engine's image, and a digest of it all.
+
+========================= ======================================================
+``ACCRSNAP``              8 bytes
+format                    4 bytes, little-endian like every number here
+size of the header        4 bytes
+header                    MessagePack of ``SnapshotHeader``
+SHA-256 of the above      32 bytes: nothing of the header is believed without it
+image                     as the engine writes it; the header says what it holds
+SHA-256 of all the above  32 bytes
+========================= ======================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+import msgspec
+
+from accrual.errors import SnapshotError
+from accrual.stream import Checkpoint
+
+__all__ = ["FORMAT", "Image", "SnapshotHeader", "SnapshotReader", "write_snapshot"]
+
+MAGIC: Final = b"ACCRSNAP"
+FORMAT: Final = 1
+HEAD: Final = struct.Struct("<8sII")
+MAXIMUM_HEADER_BYTES: Final = 64 << 20
+DIGEST_BYTES: Final = 32
+
+
+class Image(Protocol):
+    """What an engine gives: ``accrual.engine.fast.EngineImage``."""
+
+    description: dict[str, Any]
+
+    def write(self, sink: Any) -> bool:
+        """Hand the image to ``sink``, piece by piece; return whether it is whole."""
+
+
+class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot is of. The key of the hashes is part of the state: without it the image means nothing.
+
+    ``checkpoint`` is where the partition stood behind the batch after which the image was begun; ``rulebook`` is the
+    text in force, ``zone_rules`` the version of the tzdata package that decided, ``created_ms`` is for people.
+    """
+
+    partition: str
+    checkpoint: Checkpoint
+    slack_days: int
+    zone_rules: str
+    rulebook: str
+    secret: bytes
+    created_ms: int
+    image: dict[str, Any]
+
+
+def write_snapshot(path: Path, header: SnapshotHeader, image: Image) -> int | None:
+    """Write a snapshot so that ``path`` has all of it or does not exist, and return its size in bytes.
+
+    Returns ``None``, leaving nothing, if the image was lost while it was written. ``OSError`` passes through.
+    """
+    encoded = msgspec.msgpack.encode(header)
+    head = HEAD.pack(MAGIC, FORMAT, len(encoded)) + encoded
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # It holds member names and the key of the fingerprints.
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+            sink = _Digesting(file)
+            sink.write(head)
+            sink.write(sink.digest())
+            whole = image.write(sink.write)
+            sink.write(sink.digest())
+            os.fsync(file.fileno())
+        if not whole:
+            return None
+        temporary.replace(path)
+        sync_directory(path.parent)
+        return sink.size
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Digesting:
+    """Writes and digests."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, piece: bytes) -> None:
+        self._digest.update(piece)
+        self.size += len(piece)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+
+class SnapshotReader:
+    """Reads a snapshot: its ``header`` at once, then its image by ``read``; ``finish`` says whether to believe it.
+
+    Raises ``SnapshotError`` that says what is wrong with the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        try:
+            # Closed by close().
+            self._file = path.open("rb")
+        except OSError as error:
+            raise SnapshotError(f"{path}: {error.strerror}") from None
+        try:
+            self.header = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        """Return the next ``size`` bytes."""
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise SnapshotError(f"{self._path}: {error.strerror}") from None
+        if len(data) != size:
+            raise SnapshotError(f"{self._path}: is cut short")
+        self._digest.update(data)
+        return data
+
+    def finish(self) -> None:
+        """Check that all of the image was read and is what was written."""
+        self._check_digest("is damaged")
+        if self._file.read(1):
+            raise SnapshotError(f"{self._path}: goes on behind its end")
+
+    def _read_header(self) -> SnapshotHeader:
+        magic, version, size = HEAD.unpack(self.read(HEAD.size))
+        if magic != MAGIC:
+            raise SnapshotError(f"{self._path}: is not a snapshot")
+        if version != FORMAT:
+            raise SnapshotError(f"{self._path}: has format {version}; this version reads format {FORMAT}")
+        if size > MAXIMUM_HEADER_BYTES:
+            raise SnapshotError(f"{self._path}: is damaged in its header")
+        encoded = self.read(size)
+        self._check_digest("is damaged in its header")
+        try:
+            return msgspec.msgpack.decode(encoded, type=SnapshotHeader)
+        except msgspec.MsgspecError as error:
+            raise SnapshotError(f"{self._path}: its header does not decode: {error}") from None
+
+    def _check_digest(self, otherwise: str) -> None:
+        expected = self._digest.digest()
+        if self.read(DIGEST_BYTES) != expected:
+            raise SnapshotError(f"{self._path}: {otherwise}")

@@ -1,0 +1,167 @@
+"""Snapshots while the worker works, and the way back from one."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import redis.asyncio
+
+from accrual.engine import Engine, Secret, open_engine
+from accrual.errors import AccrualError, SnapshotError
+from accrual.ledger import digest_of
+from accrual.rulebook import parse
+from accrual.settings import Settings
+from accrual.snapshots import SnapshotDirectory, SnapshotHeader, SnapshotReader
+from accrual.stream import Checkpoint, Keys, stream_id_text
+from accrual.worker.commits import CommitQueue
+
+__all__ = ["Resumed", "Snapshots", "resume"]
+
+log = logging.getLogger("accrual.worker")
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """An engine as a snapshot has it, and where the partition stood then."""
+
+    engine: Engine
+    header: SnapshotHeader
+
+
+def directory_of(settings: Settings) -> SnapshotDirectory | None:
+    """Return where the settings want snapshots, if they do."""
+    if not settings.snapshots or settings.engine != "fast":
+        return None
+    return SnapshotDirectory(Path(settings.snapshots), settings.partition, settings.snapshots_kept)
+
+
+class Snapshots:
+    """Takes a snapshot at intervals. The image is written by a thread; the engine pauses only to begin it.
+
+    A snapshot may be of a batch that has not landed yet. Should it never land, the ledger will have another one under
+    that number, and no restart will use the snapshot.
+    """
+
+    def __init__(self, settings: Settings, secret: Secret, slack_days: int, client: redis.asyncio.Redis) -> None:
+        self._settings = settings
+        self._secret = secret
+        self._slack_days = slack_days
+        self._client = client
+        self._keys = Keys(settings.partition)
+        self._directory = directory_of(settings)
+        self._begun_s = time.monotonic()
+        self._last_batch = -1
+        self._task: asyncio.Task[None] | None = None
+
+    def consider(self, engine: Engine, commits: CommitQueue) -> None:
+        """Begin a snapshot of ``engine``, which stands at the tail of ``commits``, if one is due."""
+        tail = commits.tail
+        if self._directory is None or self._task is not None or tail.batch == self._last_batch:
+            return
+        if time.monotonic() - self._begun_s < self._settings.snapshot_interval_s:
+            return
+        self._begun_s = time.monotonic()
+        self._last_batch = tail.batch
+        image = cast(Any, engine).image()
+        header = SnapshotHeader(
+            partition=self._settings.partition,
+            checkpoint=tail,
+            slack_days=self._slack_days,
+            zone_rules=importlib.metadata.version("tzdata"),
+            rulebook=engine.rulebook.text,
+            secret=self._secret.key,
+            created_ms=time.time_ns() // 1_000_000,
+            image=image.description,
+        )
+        self._task = asyncio.get_running_loop().create_task(self._write(self._directory, header, image, commits))
+
+    async def end(self) -> None:
+        """Wait for a snapshot that is being written."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _write(
+        self, directory: SnapshotDirectory, header: SnapshotHeader, image: Any, commits: CommitQueue
+    ) -> None:
+        batch = header.checkpoint.batch
+        try:
+            size = await asyncio.to_thread(directory.write, header, image)
+            if size is None:
+                log.warning("snapshot batch=%d was given up: the records moved, or memory ran out", batch)
+                return
+            log.info("snapshot batch=%d bytes=%d seconds=%.1f", batch, size, time.monotonic() - self._begun_s)
+            if self._settings.trim_input:
+                await self._trim(directory, commits.landed)
+        except (OSError, SnapshotError) as error:
+            # The work goes on; the next one may find room.
+            log.warning("snapshot batch=%d failed: %s", batch, error)
+        except redis.RedisError as error:
+            log.warning("the events stream was not trimmed: %s", error)
+        finally:
+            image.close()
+            self._task = None
+
+    async def _trim(self, directory: SnapshotDirectory, landed: Checkpoint) -> None:
+        """Remove what no restart will read: what came before the oldest snapshot that is kept."""
+        headers = directory.headers()
+        if len(headers) < self._settings.snapshots_kept or headers[-1].checkpoint.batch > landed.batch:
+            return
+        position = stream_id_text(headers[-1].checkpoint.position)
+        removed = await self._client.xtrim(self._keys.events, minid=position, approximate=True)
+        log.info("trimmed entries=%d before=%s", removed, position)
+
+
+async def resume(
+    client: redis.asyncio.Redis, settings: Settings, secret: Secret, committed: Checkpoint
+) -> Resumed | None:
+    """Return the engine of the newest snapshot that can be believed, or ``None``.
+
+    It must be whole, of this partition, and of a batch that the ledger has with the same digest. Every other one is
+    named in the log, with the reason.
+    """
+    directory = directory_of(settings)
+    for path in directory.paths() if directory is not None else ():
+        try:
+            with SnapshotReader(path) as reader:
+                await _check_origin(client, settings, secret, committed, path, reader.header)
+                engine = await asyncio.to_thread(_restored, reader, secret)
+        except AccrualError as error:
+            log.warning("snapshot refused: %s", error)
+            continue
+        log.info("snapshot read file=%s batch=%d", path.name, reader.header.checkpoint.batch)
+        return Resumed(engine, reader.header)
+    return None
+
+
+async def _check_origin(
+    client: redis.asyncio.Redis,
+    settings: Settings,
+    secret: Secret,
+    committed: Checkpoint,
+    path: Path,
+    header: SnapshotHeader,
+) -> None:
+    of = header.checkpoint
+    if header.partition != settings.partition:
+        raise SnapshotError(f"{path}: is of partition {header.partition}")
+    if header.secret != secret.key:
+        raise SnapshotError(f"{path}: was taken with another secret")
+    if of.batch > committed.batch:
+        raise SnapshotError(f"{path}: is of batch {of.batch}, and {committed.batch} are committed")
+    page: Any = await client.xrange(Keys(settings.partition).ledger, f"{of.batch}-0", f"{of.batch}-0")
+    if not page or digest_of(page[0][1].get(b"batch", b"")) != of.digest:
+        raise SnapshotError(f"{path}: the ledger has another batch {of.batch}: it is of another stream")
+
+
+def _restored(reader: SnapshotReader, secret: Secret) -> Engine:
+    """Fill a new engine; for another thread, because it takes a while."""
+    header = reader.header
+    engine = open_engine("fast", parse(header.rulebook), secret, header.slack_days, prepared=True)
+    cast(Any, engine).restore(header.image, reader.read)
+    reader.finish()
+    return engine
