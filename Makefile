@@ -26,7 +26,7 @@ REDIS := $(if $(ACCRUAL_REDIS_SERVER),,$(VENV)/redis7/bin/redis-server)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-all build bench bench-core check format sanitize coverage baskets clean
+.PHONY: help demo test test-all build bench bench-core check format sanitize coverage docs baskets clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -77,12 +77,15 @@ coverage: $(VENV)/.has-test $(VENV)/.has-coverage $(call BUILT,coverage) $(REDIS
 	$(BIN)/coverage combine --quiet && $(call LIBRARY,coverage) $(RUN) -m coverage report || status=$$?; \
 	$(REMOVE_LINKS); exit $$status
 
+docs: $(VENV)/.installed ## write the parts of docs/ that are made from the program: the table of settings
+	PYTHONPATH="$(CURDIR)" $(BIN)/python tools/make_docs.py $(ARGS)
+
 baskets: $(VENV)/.has-baskets $(VENV)/.installed ## make the demo's sample of grocery baskets again
 	$(RUN) tools/make_baskets.py $(ARGS)
 
-clean: ## remove everything that the targets made
+clean: ## remove everything that the targets made, but for the figures in bench/results
 	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
-	rm -rf .benchmarks .coverage .coverage.* fastpath/*.so
+	rm -rf .benchmarks .coverage .coverage.* demo-data fastpath/*.so
 	$(REMOVE_LINKS)
 	find accrual fastpath tests tools bench -name __pycache__ -prune -exec rm -rf {} +
 

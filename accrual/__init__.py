@@ -6,6 +6,7 @@ The stages, in the order an event meets them::
     stream      the Redis/Valkey side: keys, connections, the commit script
     events      the table every event obeys, and its encodings
     rulebook    earning rules, campaigns and limits, checked
+    outcomes    what is said of an event: entries, duplicates, dead letters
     engine      the decision: the compiled fast path and the plain reference
     ledger      batches of entries, columnar, chained by digest
     worker      reads, decides, commits; owns one partition

@@ -25,7 +25,7 @@ import redis
 
 from accrual.errors import StreamError, UsageError
 
-__all__ = ["EmbeddedServer", "Options", "valkey_binary"]
+__all__ = ["EmbeddedServer", "Lifeline", "Options", "valkey_binary"]
 
 # A server's settings as in its configuration file; a sequence is a setting of several words, as in
 # {"save": ("900", "1")}.
@@ -41,8 +41,8 @@ PING: Final = b"*1\r\n$4\r\nPING\r\n"
 READY_ANSWERS: Final = (b"+PONG", b"-NOAUTH", b"-NOPERM")
 
 # The shell waits on a pipe that only this process holds open. If the pipe closes without a word we have died,
-# and the server goes too; a word means that the server has ended, and its number may be another's by now.
-LIFELINE: Final = 'read -r word; test -n "$word" || { kill -KILL "$1"; rm -rf -- "$2"; }'
+# and the child goes too; a word means that the child has ended, and its number may be another's by now.
+LIFELINE: Final = 'read -r word; test -n "$word" || { kill -KILL "$1"; shift; rm -rf -- "$@"; }'
 
 DEFAULT_OPTIONS: Final[Options] = {
     "bind": HOST,
@@ -51,6 +51,26 @@ DEFAULT_OPTIONS: Final[Options] = {
     "maxmemory-policy": "noeviction",
     "daemonize": "no",
 }
+
+
+class Lifeline:
+    """Kills a child process, and removes ``leavings``, where this process dies without a word.
+
+    Call ``release`` as soon as the child has ended.
+    """
+
+    def __init__(self, process_id: int, *leavings: Path) -> None:
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", LIFELINE, "lifeline", str(process_id), *leavings],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+
+    def release(self) -> None:
+        """Let go: the child has ended."""
+        self._shell.communicate(b"ended\n")
 
 
 class EmbeddedServer:
@@ -87,7 +107,7 @@ class EmbeddedServer:
         self._fixed_port = port
         self._port: int | None = port
         self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline: subprocess.Popen[bytes] | None = None
+        self._lifeline: Lifeline | None = None
         self._clients: list[redis.Redis] = []
 
     # ------------------------------------------------------------------------------------------ where it is
@@ -218,13 +238,7 @@ class EmbeddedServer:
                 stderr=log,
                 process_group=0,
             )
-        self._lifeline = subprocess.Popen(
-            ["/bin/sh", "-c", LIFELINE, "lifeline", str(self._process.pid), self._own_directory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
+        self._lifeline = Lifeline(self._process.pid, self._own_directory)
         try:
             self._wait_until_ready(time.monotonic() + timeout_s, log_start)
         except BaseException:
@@ -278,7 +292,7 @@ class EmbeddedServer:
             self._process.wait()
             self._process = None
         if self._lifeline is not None:
-            self._lifeline.communicate(b"ended\n")
+            self._lifeline.release()
             self._lifeline = None
 
 

@@ -6,6 +6,7 @@
     ├── InvalidEvent          an event breaks the table of SPEC section 1 (routed to the dead letters, never a crash)
     ├── RulebookError         a rulebook is refused (SPEC section 2); carries every finding
     ├── UsageError            a command line or a setting is wrong (exit status 2)
+    ├── CoreMissing           the compiled core cannot be loaded (exit status 1: the installation is wrong)
     ├── LedgerError           a ledger batch does not decode, or the chain of digests is broken
     ├── StreamError           the stream server refused, or its answer makes no sense
     │   ├── OwnershipLost     another worker owns the partition; nothing more may be written
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccrualError",
+    "CoreMissing",
     "DeliveryError",
     "InvalidEvent",
     "LedgerError",
@@ -52,6 +54,16 @@ class RulebookError(AccrualError):
 
 class UsageError(AccrualError):
     """A command line or a setting is wrong."""
+
+
+class CoreMissing(AccrualError):
+    """The compiled core cannot be loaded, and nothing takes its place silently."""
+
+    def __init__(self, error: ImportError) -> None:
+        super().__init__(
+            f"the compiled core cannot be loaded ({error}): build it with `make build`, or choose the plain engine by "
+            "name, --engine reference"
+        )
 
 
 class LedgerError(AccrualError):

@@ -161,7 +161,7 @@ cdef uint32_t cut_characters(const Text* text, uint32_t count, bint at_end) noex
 
 
 cdef uint32_t mask_text(const Text* text, bint is_ip, char* masked) noexcept nogil:
-    """Write the form for people of a device, IP or phone, as accrual.engine.privacy does; return its bytes."""
+    """Write the form for people of a device, IP or phone, as accrual.outcomes.privacy does; return its bytes."""
     cdef uint32_t i, characters = 0, kept, head, tail
     if text.size == 0:
         return 0

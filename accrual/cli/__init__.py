@@ -2,93 +2,59 @@
 
 Data goes to stdout; progress, logs and errors go to stderr. Exit status: 0 done, 1 the work found something wrong, 2
 bad usage. An error is one line that says what was being done, and what is wrong with what.
+
+This file is light, so that a signal is answered as it should be while ``commands`` is being imported.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NoReturn
 
-import redis
-
-from accrual import __version__
-from accrual.cli import check, deadletters, demo, ledger, rulebook, worker
-from accrual.cli.arguments import Commands, add_command
-from accrual.errors import AccrualError, RulebookError, UsageError
-
-__all__ = ["main"]
+__all__ = ["BAD_USAGE", "DONE", "FOUND_SOMETHING_WRONG", "main"]
 
 DONE: Final = 0
 FOUND_SOMETHING_WRONG: Final = 1
 BAD_USAGE: Final = 2
 INTERRUPTED: Final = 130
 
+# Commands that run until they are told to stop: for them to be told so is to be done.
+SERVICES: Final = ("worker",)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    parsed = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        status: int = parsed.run(parsed)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has gone, which is their right; nothing may be flushed at exit any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        with _stopped_before_the_start(words):
+            from accrual.cli.commands import run
+
+            return run(words)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (AccrualError, redis.RedisError, OSError, MemoryError) as error:
-        print(f"accrual {parsed.command}: {_message(error)}", file=sys.stderr)
-        return BAD_USAGE if isinstance(error, UsageError) else FOUND_SOMETHING_WRONG
-    return status
 
 
-def _message(error: Exception) -> str:
-    """Return what is wrong, without a traceback."""
-    if isinstance(error, RulebookError):
-        return "\n  ".join(error.findings)
-    if isinstance(error, redis.AuthenticationError):
-        return f"the server does not let us in: {error}"
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
-    return " ".join(str(error).split()) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
+@contextmanager
+def _stopped_before_the_start(words: Sequence[str]) -> Iterator[None]:
+    """Let a service that is told to stop before it has begun end as it does later: with status 0.
+
+    Once it has begun it answers signals in its own way.
+    """
+    if words[:1] and words[0] in SERVICES:
+        before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
+    else:
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="accrual",
-        description="Loyalty points: events in, points decided, ledger committed exactly once.",
-        epilog="`accrual COMMAND --help` has an example of each.",
-    )
-    parser.add_argument("--version", action="version", version=f"accrual {__version__}")
-    commands: Commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    check.add(commands)
-    _add_replay(commands)
-    worker.add(commands)
-    ledger.add(commands)
-    deadletters.add(commands)
-    rulebook.add(commands)
-    demo.add(commands)
-    return parser
-
-
-def _add_replay(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "replay",
-        "decide a file of events, without a server",
-        "accrual replay --rulebook rulebook.toml events.jsonl > outcomes.jsonl",
-        _replay,
-    )
-    parser.add_argument("--rulebook", metavar="FILE", required=True, help="file with the rulebook")
-    parser.add_argument("--engine", choices=("fast", "reference"), default="fast", help="default: fast")
-    parser.add_argument("events", metavar="EVENTS.jsonl", help='events, one JSON object per line; "-" reads stdin')
-
-
-def _replay(parsed: argparse.Namespace) -> int:
-    from accrual.cli.replay import replay
-
-    return replay(parsed.rulebook, parsed.events, parsed.engine)
+def _end(_number: int, _frame: object) -> NoReturn:
+    # Nothing has been done, so there is nothing to tidy up; an exception might end in the middle of an import.
+    os._exit(DONE)

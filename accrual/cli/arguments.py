@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 from accrual.settings import Setting, Settings, all_settings, load_settings
 
@@ -63,7 +63,7 @@ def write_lines(lines: Iterable[bytes]) -> int:
 
 def log_to_stderr(level: str) -> None:
     """Send the logs of this process to stderr, a line each, with the time in UTC."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
@@ -72,9 +72,19 @@ def log_to_stderr(level: str) -> None:
     log.setLevel(level.upper())
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at the moment: whoever replaces it may close it again, as tests do."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
     flag = f"--{setting.name.replace('_', '-')}"
-    default = "" if setting.default in ("", None) else f"; default: {setting.default}"
+    shown = flag if setting.default is True else f"--no-{flag[2:]}" if setting.default is False else setting.default
+    default = "" if shown in ("", None) else f"; default: {shown}"
     # Without a default of its own, a flag that is not given leaves room for the variable and the file.
     words = f"{setting.description}{default} [{setting.variable}]".replace("%", "%%")
     if setting.is_switch:

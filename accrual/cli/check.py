@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from accrual.cli.arguments import Commands, add_command, write_lines
 from accrual.errors import RulebookError
-from accrual.rulebook import load
+from accrual.rulebook import advice, load
 
 __all__ = ["add"]
 
@@ -18,12 +19,17 @@ def add(commands: Commands) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    """Print what is wrong, a finding per line, or what the rulebook has. The findings are the data of a check."""
+    """Print what is wrong, a finding per line, or what the rulebook has. The findings are the data of a check.
+
+    What it may say but hardly means is a warning on stderr, and changes nothing.
+    """
     try:
         rulebook = load(parsed.rulebook)
     except RulebookError as error:
         write_lines(finding.encode(errors="replace") for finding in error.findings)
         return 1
+    for line in advice(rulebook, parsed.rulebook):
+        print(f"accrual check: warning: {line}", file=sys.stderr)
     rules = (
         (len(rulebook.earning_rules), "earning rule"),
         (len(rulebook.campaigns), "campaign"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -65,9 +64,8 @@ def _run(parsed: argparse.Namespace) -> int:
         if parsed.keep:
             demo.wait(server, screen)
     if not parsed.keep:
-        screen.show_lines(
-            ["To look at the ledger and the dead letters:", f"  accrual demo --serve {shlex.quote(str(directory))}"]
-        )
+        serve = demo.command_line("demo", "--serve", str(directory))
+        screen.show_lines(["To look at the ledger and the dead letters:", f"  {serve}"])
     failed = [proof.claim for proof in summary.proofs() if not proof.holds]
     for claim in failed:
         print(f"accrual demo: this does not hold: {claim}", file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 import redis
 
+from accrual.embedded import Lifeline
 from accrual.errors import StreamError
 from accrual.stream import Checkpoint, Keys
 
@@ -46,22 +47,26 @@ def drain(
     """Run ``accrual worker --drain`` to its end; ten times a second ``look`` is shown the checkpoint.
 
     Its log goes to ``log_path``. Raises ``StreamError`` with the end of the log if it fails. Whatever happens here, it
-    does not go on: it is asked to finish, as by an operator.
+    does not go on: it is asked to finish, as by an operator, or killed where this process dies without a word.
     """
     command = [sys.executable, "-m", "accrual.cli", "worker", "--drain", "--no-progress"]
     command += ["--rulebook", str(rulebook), "--redis", url, "--partition", keys.partition]
     worker: subprocess.Popen[bytes] | None = None
+    lifeline: Lifeline | None = None
     try:
         with log_path.open("wb") as log, _signals_held_back():
             # In a process group of its own it is spared a terminal's Ctrl-C: we stop it, in order.
             worker = subprocess.Popen(
                 command, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
+            lifeline = Lifeline(worker.pid)
         while not _ended(worker):
             look(checkpoint_of(client, keys))
     finally:
         if worker is not None:
             _stop(worker)
+        if lifeline is not None:
+            lifeline.release()
     look(checkpoint_of(client, keys))
     text = log_path.read_text(encoding="utf-8", errors="replace")
     total = TOTAL.search(text)

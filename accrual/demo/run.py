@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +23,7 @@ from accrual.stream import Checkpoint, Keys
 if TYPE_CHECKING:
     from accrual.demo.screen import Screen
 
-__all__ = ["PARTITION", "make_day", "new_directory", "open_screen", "open_server", "run", "wait"]
+__all__ = ["PARTITION", "command_line", "make_day", "new_directory", "open_screen", "open_server", "run", "wait"]
 
 PARTITION: Final = "demo"
 LOOK_INTERVAL_S: Final = 0.2
@@ -97,22 +101,35 @@ def run(day: MemberDay, server: EmbeddedServer, screen: Screen) -> Summary:
         f"{time.monotonic() - started_s:.1f} s"
     )
     screen.show(summary, drained, rulebook)
-    screen.show_lines(
-        ["", f"The ledger is the stream {keys.ledger} of the server whose data is in", f"  {server.directory}"]
-    )
+    size_bytes = sum(path.stat().st_size for path in server.directory.rglob("*") if path.is_file())
+    data = f"data ({size_bytes / 1e6:,.0f} MB, to be deleted when nobody needs them)"
+    where = f"The ledger is the stream {keys.ledger} of the server whose {data} are in"
+    screen.show_lines(["", where, f"  {server.directory}"])
     return summary
 
 
 def wait(server: EmbeddedServer, screen: Screen) -> None:
     """Say how to look at what the running server has, and let it run until Ctrl-C."""
     at = f"--redis {server.url} --partition {PARTITION}"
-    looks = [f"  accrual {command} {at} | head" for command in ("ledger", "deadletters")]
+    looks = [f"  {command_line(command)} {at} | head" for command in ("ledger", "deadletters")]
     screen.show_lines(["", "The server runs until Ctrl-C. Meanwhile, in another terminal:", *looks])
     try:
         while server.running:
             time.sleep(LOOK_INTERVAL_S)
     except KeyboardInterrupt:
         screen.say("stopping")
+
+
+def command_line(*words: str) -> str:
+    """Return a command of ours as it can be typed where the demo was: with the program's path if it is on none."""
+    installed = Path(sys.executable).with_name("accrual")
+    if shutil.which("accrual"):
+        program = ["accrual"]
+    elif installed.exists():
+        program = [min(str(installed), os.path.relpath(installed), key=len)]
+    else:
+        program = [sys.executable, "-m", "accrual.cli"]
+    return shlex.join([*program, *words])
 
 
 def _feed(day: MemberDay, server: EmbeddedServer, keys: Keys, screen: Screen) -> None:

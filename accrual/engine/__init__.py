@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from accrual.engine.batch import Batch, Engine, explain_invalid
 from accrual.engine.reference import OFFLINE_SLACK_DAYS, STREAM_SLACK_DAYS, ReferenceEngine
-from accrual.errors import UsageError
+from accrual.errors import CoreMissing, UsageError
 from accrual.events import StreamEntry
 from accrual.outcomes import (
     NO_SECRET,
@@ -59,7 +59,7 @@ def open_engine(
 
     With ``prepared`` a thread brings in the memory of the compiled one ahead of its use: for a worker.
 
-    Raises ``UsageError`` for any other name, and where the compiled core is not there.
+    Raises ``UsageError`` for any other name, ``CoreMissing`` where the compiled core is not there.
     """
     if name == "reference":
         return ReferenceEngine(rulebook, secret, slack_days)
@@ -68,7 +68,7 @@ def open_engine(
     try:
         from accrual.engine.fast import FastEngine
     except ImportError as error:
-        raise UsageError(f"the compiled core cannot be loaded ({error}); build it with `make build`") from error
+        raise CoreMissing(error) from error
     engine = FastEngine(rulebook, secret, slack_days)
     if prepared:
         engine.prepare_in_background()

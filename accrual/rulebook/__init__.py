@@ -3,6 +3,7 @@
 Free of I/O but for ``load``, which reads the file. ``calendar`` has the local dates and times of the programme's zone.
 """
 
+from accrual.rulebook.advice import advice
 from accrual.rulebook.bounds import MAXIMUM_POINTS
 from accrual.rulebook.calendar import Calendar, day_number, day_text
 from accrual.rulebook.load import load, parse
@@ -16,6 +17,7 @@ __all__ = [
     "Limit",
     "Rulebook",
     "Window",
+    "advice",
     "combined_multiplier",
     "day_number",
     "day_text",

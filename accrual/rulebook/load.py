@@ -15,7 +15,7 @@ from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS
 from accrual.events.model import IDENTITY_BYTES, NAME_BYTES
 from accrual.rulebook.bounds import MAXIMUM_POINTS, overflow_findings
 from accrual.rulebook.calendar import day_number, is_zone
-from accrual.rulebook.lines import LineIndex
+from accrual.rulebook.lines import KeyPath, LineIndex, path_text
 from accrual.rulebook.model import Campaign, EarningRule, Limit, Rulebook, Window
 
 __all__ = ["load", "parse"]
@@ -34,7 +34,6 @@ MAXIMUM_COUNT: Final = 2**31 - 1
 
 _HOURS: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 
-Path_ = tuple[str | int, ...]
 T = TypeVar("T")
 
 
@@ -73,36 +72,36 @@ class Findings:
         self.index = index
         self.lines: list[str] = []
 
-    def add(self, path: Path_, reason: str) -> None:
-        line = self.index.line_of(path)
+    def add(self, path: KeyPath, reason: str, within: KeyPath = ()) -> None:
+        """Report ``path``, on the line of what is at fault ``within`` its value."""
+        line = self.index.line_of((*path, *within))
         where = self.name if line is None else f"{self.name}:{line}"
         self.lines.append(f"{where}: {path_text(path)}: {reason}")
 
 
-def path_text(path: Path_) -> str:
-    """Write a path as a person would: ``limit[2].max``, tables of an array counted from 1."""
-    return "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
 class Refused(Exception):
-    """A value is refused: carried from a converter to the table that reports it."""
+    """A value is refused, or something ``within`` it: carried from a converter to the table that reports it."""
+
+    def __init__(self, reason: str, within: KeyPath) -> None:
+        super().__init__(reason)
+        self.within = within
 
 
-def refuse(reason: str) -> NoReturn:
-    raise Refused(reason)
+def refuse(reason: str, within: KeyPath = ()) -> NoReturn:
+    raise Refused(reason, within)
 
 
 class Table:
     """One TOML table while it is read: hands out each key once, and reports what nobody asked for."""
 
-    def __init__(self, values: dict[str, Any], path: Path_, findings: Findings) -> None:
+    def __init__(self, values: dict[str, Any], path: KeyPath, findings: Findings) -> None:
         self.values = dict(values)
         self.path = path
         self.findings = findings
         self.failed = False
 
-    def fault(self, key: str, reason: str) -> None:
-        self.findings.add((*self.path, key), reason)
+    def fault(self, key: str, reason: str, within: KeyPath = ()) -> None:
+        self.findings.add((*self.path, key), reason, within)
         self.failed = True
 
     def has(self, key: str) -> bool:
@@ -117,7 +116,7 @@ class Table:
         try:
             return convert(self.values.pop(key))
         except Refused as refusal:
-            self.fault(key, str(refusal))
+            self.fault(key, str(refusal), refusal.within)
             return default
 
     def tables(self, key: str) -> list[Table]:
@@ -326,11 +325,11 @@ def _category_rates(value: Any) -> dict[str, Fraction]:
     rates = {}
     for category, rate in _mapping(value).items():
         if len(category.encode()) > NAME_BYTES:
-            refuse(f"category {category!r} has more than {NAME_BYTES} bytes")
+            refuse(f"category {category!r} has more than {NAME_BYTES} bytes", (category,))
         try:
             rates[category] = _decimal(Fraction(0))(rate)
         except Refused as refusal:
-            refuse(f"{category}: {refusal}")
+            refuse(f"{category}: {refusal}", (category,))
     return rates
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Protocol
 
 import hiredis
 
-from accrual.errors import StreamError
+from accrual.errors import CoreMissing
 from accrual.events import StreamEntry
 from accrual.stream.checkpoint import StreamId, parse_stream_id
 
@@ -148,12 +148,12 @@ def _rows(reply: list[Any]) -> list[StreamEntry]:
 def open_reader(engine_name: str) -> Reader:
     """Return the reader that goes with an engine: ``fast`` or ``reference``.
 
-    Raises ``StreamError`` where the compiled core is not there.
+    Raises ``CoreMissing`` where the compiled core is not there.
     """
     if engine_name == "reference":
         return PlainReplyReader()
     try:
         from fastpath.resp import ReplyReader
     except ImportError as error:
-        raise StreamError(f"the compiled core cannot be loaded ({error}); build it with `make build`") from error
+        raise CoreMissing(error) from error
     return ReplyReader()

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from accrual import cli
+from accrual.cli.arguments import log_to_stderr
 from servers import Server
-from workers import NOON_MS, ROOT, RULEBOOK, WorkerProcess, checkpoint_of, command, environment, fill, orders
+from workers import (
+    NOON_MS,
+    ROOT,
+    RULEBOOK,
+    WorkerProcess,
+    checkpoint_of,
+    command,
+    environment,
+    expected,
+    fill,
+    orders,
+    stream_entries,
+    wait_until,
+)
 
 COMMANDS = ["check", "replay", "worker", "ledger", "deadletters", "rulebook", "rulebook activate", "rulebook show"]
 
@@ -85,6 +105,17 @@ def test_a_good_rulebook_is_summed_up(rulebook: Path, capfd: pytest.CaptureFixtu
     output = capfd.readouterr()
     assert output.out == f"{rulebook}: test version 1 (Asia/Shanghai): 2 earning rules, 1 campaign, 2 limits\n"
     assert output.err == ""
+
+
+def test_what_a_rulebook_hardly_means_is_a_warning(rulebook: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rulebook.write_text(f'{RULEBOOK}kinds = ["chekin"]\n', encoding="utf-8")
+    assert run("check", rulebook) == 0
+    output = capfd.readouterr()
+    assert output.out.endswith(": 2 earning rules, 1 campaign, 2 limits\n")
+    start = f"accrual check: warning: {rulebook}:{RULEBOOK.count(chr(10)) + 1}: limit[2].kinds: "
+    assert output.err.startswith(start)
+    assert output.err.count("\n") == 1
+    assert "'chekin'" in output.err
 
 
 def test_the_findings_of_a_check_are_its_output(rulebook: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -195,27 +226,40 @@ def test_a_damaged_ledger_is_printed_up_to_the_damage(valkey: Server, rulebook: 
     assert b"batch" in done.stderr
 
 
-def test_a_worker_without_its_compiled_core_refuses_to_start(rulebook: Path, tmp_path: Path) -> None:
-    """Importing the core fails; there is no silent fallback, but the plain engine may be chosen by name."""
-    package = tmp_path / "fastpath"
+def without_core(directory: Path, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that finds no compiled core."""
+    package = directory / "fastpath"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('not built')\n")
-    variables = {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
-    arguments = ("worker", "--rulebook", rulebook, "--redis", "redis://127.0.0.1:1", "--partition", "p")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path.append({str(ROOT)!r}); from accrual.cli import main; sys.exit(main())",
-        ]
-        + [str(argument) for argument in arguments],
-        env=environment(**variables),
+    program = f"import sys; sys.path.append({str(ROOT)!r}); from accrual.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment(PYTHONPATH=str(directory), PYTHONSAFEPATH="1"),
         capture_output=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
-    assert b"the compiled core cannot be loaded (not built)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("worker", "--redis", "redis://127.0.0.1:1", "--partition", "p"), ("replay", "events.jsonl")]
+)
+def test_without_its_compiled_core_a_command_refuses_to_start(
+    arguments: tuple[str, ...], rulebook: Path, tmp_path: Path
+) -> None:
+    done = without_core(tmp_path, *arguments, "--rulebook", rulebook)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == (
+        f"accrual {arguments[0]}: the compiled core cannot be loaded (not built): build it with `make build`, "
+        "or choose the plain engine by name, --engine reference\n"
+    )
+
+
+def test_the_plain_engine_needs_no_compiled_core(tmp_path: Path) -> None:
+    scenario = ROOT / "tests" / "vectors" / "scenarios" / "points-caps"
+    rules, events = scenario / "rulebook.toml", scenario / "events.jsonl"
+    done = without_core(tmp_path, "replay", "--engine", "reference", "--rulebook", rules, events)
+    assert (done.returncode, done.stdout) == (0, (scenario / "outcomes.jsonl").read_bytes()), done.stderr
 
 
 def test_the_drain_says_what_it_did(valkey: Server, rulebook: Path) -> None:
@@ -225,3 +269,69 @@ def test_the_drain_says_what_it_did(valkey: Server, rulebook: Path) -> None:
     total = worker.log.splitlines()[-1]
     assert "total events=30" in total
     assert "dead_letter=1" in total
+
+
+def stopped_while_importing(directory: Path, number: signal.Signals, *arguments: str | Path) -> tuple[int, bytes]:
+    """Send ``number`` to a command that is still importing, and return its exit status and what it said."""
+    reached = directory / "reached"
+    (directory / "redis.py").write_text(f"open({str(reached)!r}, 'x').close()\nimport time\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "accrual.cli", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=os.pathsep.join([str(directory), str(ROOT)]), PYTHONSAFEPATH="1"),
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            wait_until(reached.exists, "the command imports redis")
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_stopped_before_it_has_begun_is_done(number: signal.Signals, tmp_path: Path) -> None:
+    assert stopped_while_importing(tmp_path, number, "worker") == (0, b"")
+
+
+def test_another_command_that_is_stopped_has_not_done_its_work(tmp_path: Path) -> None:
+    (tmp_path / "terminated").mkdir()
+    assert stopped_while_importing(tmp_path / "terminated", signal.SIGTERM, "ledger") == (-signal.SIGTERM, b"")
+    (tmp_path / "interrupted").mkdir()
+    assert stopped_while_importing(tmp_path / "interrupted", signal.SIGINT, "ledger") == (130, b"")
+
+
+def catches(process_id: int, number: signal.Signals) -> bool:
+    """Tell whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
+
+
+def test_a_worker_may_be_stopped_at_any_moment_of_its_start(valkey: Server, rulebook: Path) -> None:
+    fill(valkey.client(), "p", orders(1, 100))
+    for delay_s in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
+        with WorkerProcess(valkey.url, "p", rulebook) as worker:
+            wait_until(lambda: catches(worker.process.pid, signal.SIGTERM), "the program has begun")
+            time.sleep(delay_s)
+            assert worker.finish() == 0, (delay_s, worker.log)
+        # A second signal may cut it short, and must do no harm.
+        with WorkerProcess(valkey.url, "p", rulebook) as worker:
+            wait_until(lambda: catches(worker.process.pid, signal.SIGTERM), "the program has begun")
+            time.sleep(delay_s)
+            worker.signal(signal.SIGTERM)
+            assert worker.finish() in {0, 1, -signal.SIGTERM}, (delay_s, worker.log)
+    with WorkerProcess(valkey.url, "p", rulebook, "--drain") as worker:
+        assert worker.wait() == 0, worker.log
+    printed = command("ledger", "--redis", valkey.url, "--partition", "p")
+    assert printed.stdout == expected(stream_entries(valkey.client(), "p")).ledger
+
+
+def test_logs_go_to_what_stderr_is_at_the_moment(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr("info")
+    with contextlib.redirect_stderr(io.StringIO()) as closed:
+        logging.getLogger("accrual.test").info("first")
+        assert closed.getvalue().endswith("INFO first\n")
+    closed.close()
+    logging.getLogger("accrual.test").info("second")
+    assert capsys.readouterr().err.endswith("INFO second\n")

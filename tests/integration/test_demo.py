@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -197,12 +198,24 @@ def test_a_signal_stops_everything(tmp_path: Path, stage: str, number: signal.Si
     assert processes_of(tmp_path) == 0
 
 
+def test_a_demo_that_is_killed_takes_everything_with_it(tmp_path: Path) -> None:
+    """Nobody is left to stop the worker, which would wait for its dead server for ever."""
+    with started(tmp_path, "--scale", "1", "--directory", tmp_path / "data") as process:
+        log = tmp_path / "data" / "worker.log"
+        wait_until(lambda: log.exists() and b"owner" in log.read_bytes(), "the worker works", 60)
+        process.kill()
+        process.communicate(timeout=20)
+    wait_until(lambda: processes_of(tmp_path) == 0, "nothing is left running")
+
+
 def test_the_server_is_kept_until_ctrl_c(small_run: Run, tmp_path: Path) -> None:
     shutil.copytree(small_run.directory / "appendonlydir", tmp_path / "appendonlydir")
     with started(tmp_path, "--serve", tmp_path) as process:
         assert process.stdout is not None
-        look = next(line.split() for line in process.stdout if "accrual ledger" in line)
-        done = command(*look[1 : look.index("|")])
+        look = next(line for line in process.stdout if " ledger --redis " in line)
+        words = shlex.split(look.partition("|")[0])
+        # What it prints can be typed as it is.
+        done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, check=False)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     assert len(done.stdout.splitlines()) == len(small_run.entries)

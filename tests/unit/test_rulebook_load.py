@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from accrual.errors import RulebookError
-from accrual.rulebook import Rulebook, Window, load, parse
+from accrual.rulebook import Rulebook, Window, advice, load, parse
+from accrual.rulebook.lines import LineIndex
 
 PROGRAMME = '[programme]\nname = "shop"\nversion = 1\ntimezone = "Asia/Shanghai"\n'
 ORDER = '[[earn]]\nkind = "order_paid"\npoints_per_yuan = "1"\n'
@@ -28,6 +29,12 @@ REFUSED = {
     # Unknown keys and tables
     "unknown top-level key": ("loose = 1  # !\n" + PROGRAMME, "loose", "unknown key"),
     "unknown table": (PROGRAMME + "[earning]  # !\nrate = 2\n", "earning", "unknown key"),
+    "unknown array of tables": (PROGRAMME + "[[earning]]  # !\nrate = 2\n[[earning]]\n", "earning", "unknown key"),
+    "unknown table in an array of tables": (
+        PROGRAMME + ORDER + CHECKIN + "[earn.rates]  # !\nfresh = 2\n" + LIMIT,
+        "earn[2].rates",
+        "unknown key",
+    ),
     "unknown programme key": (PROGRAMME + 'zone = "UTC"  # !\n', "programme.zone", "unknown key"),
     "unknown earn key": (PROGRAMME + ORDER + CHECKIN + "limit = 3  # !\n", "earn[2].limit", "unknown key"),
     "unknown earn table": (PROGRAMME + ORDER + "rates = {}  # !\n", "earn[1].rates", "unknown key"),
@@ -323,10 +330,42 @@ def test_refused_with_windows_line_ends(text: str, key: str, reason: str, tmp_pa
     assert caught.value.findings == [f"{path}:{marked_line(text)}: {key}: {reason}"]
 
 
-def test_a_value_in_a_table_of_its_own() -> None:
-    [finding] = findings(PROGRAMME + ORDER + "[earn.category_rates]\nfresh = 2\n")
-    assert finding.startswith("shop.toml:")
-    assert finding.endswith(f": earn[1].category_rates: fresh: {DECIMAL}")
+@pytest.mark.parametrize(
+    "rates",
+    [
+        '[earn.category_rates]\ndairy = "1"\nfresh = 2  # !\n',
+        '[ "earn" . category_rates ]\n"fresh" = 2  # !\n',
+        'category_rates.dairy = "1"\ncategory_rates.fresh = 2  # !\n',
+        "category_rates = { fresh = 2 }  # !\n",
+    ],
+)
+def test_a_value_in_a_table_of_its_own(rates: str) -> None:
+    text = PROGRAMME + CHECKIN + ORDER + rates + CHECKIN.replace("checkin", "vote")
+    [finding] = findings(text)
+    assert finding == f"shop.toml:{marked_line(text)}: earn[2].category_rates: fresh: {DECIMAL}"
+
+
+def test_an_array_in_an_array_is_found_in_its_own_table() -> None:
+    index = LineIndex("[[a]]\n[[a.b]]\nx = 1\n[[a.b]]\nx = 2\n[[a]]\n[[a.b]]\n[a.b.c]\nx = 3\n")
+    assert [index.line_of(("a", 0, "b", number, "x")) for number in (0, 1)] == [3, 5]
+    assert index.line_of(("a", 1, "b", 0, "c", "x")) == 9
+    assert index.line_of(("a", 1, "b", 0, "d")) == 7
+    assert index.line_of(("c",)) is None
+
+
+def test_kinds_that_nothing_earns_are_told_but_not_refused() -> None:
+    named = LIMIT + 'kinds = ["checkin", "order_paid", "order_refunded"]\n'
+    rulebook = parse(PROGRAMME + ORDER + CAMPAIGN + named)
+    line = rulebook.text.count("\n")
+    assert advice(rulebook, "shop.toml") == [
+        f"shop.toml:{line}: limit[1].kinds: no earning rule is for {kind!r}, so 'l' never applies to it"
+        for kind in ("checkin", "order_refunded")
+    ]
+    # What a campaign is for where it does not say.
+    rulebook = parse(PROGRAMME + CHECKIN + CAMPAIGN + LIMIT)
+    assert advice(rulebook, "shop.toml") == [
+        "shop.toml:8: campaign[1].kinds: no earning rule is for 'order_paid', so 'c' never applies to it"
+    ]
 
 
 def test_several_findings_at_once() -> None:
