@@ -1,19 +1,22 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
+
+from typing_extensions import disjoint_base
 
 from fastpath.image import StateImage
 from fastpath.resp import ReplyReader
 
 DEFAULT_SEGMENT_SHIFT: int
 
+@disjoint_base
 class Core:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         key: bytes,
         slack_days: int,
         split_json: Callable[[bytes], list[tuple[bytes, bytes | None]]],
         segment_shift: int = ...,
-    ) -> None: ...
+    ) -> Self: ...
     def adopt(
         self,
         description: dict[str, Any],

@@ -1,8 +1,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 PIECE_BYTES: int
 
+@disjoint_base
 class StateImage:
     @property
     def description(self) -> dict[str, Any]: ...

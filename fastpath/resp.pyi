@@ -1,3 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class ReplyReader:
     def get_buffer(self, size_hint: int) -> memoryview: ...
     def buffer_updated(self, size: int) -> bool: ...
