@@ -9,6 +9,7 @@ The stages, in the order an event meets them::
     outcomes    what is said of an event: entries, duplicates, dead letters
     engine      the decision: the compiled fast path and the plain reference
     ledger      batches of entries, columnar, chained by digest
+    snapshots   the state in a file, from which a restart goes on
     worker      reads, decides, commits; owns one partition
     cli         the commands
 """

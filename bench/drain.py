@@ -31,7 +31,7 @@ import redis
 
 from accrual.embedded import EmbeddedServer, Options
 from accrual.ledger import EntriesBatch, LedgerReader
-from accrual.stream import Checkpoint, Keys
+from accrual.stream import Checkpoint, Keys, checkpoint_of
 from bench.core import RULEBOOK
 from bench.machine import SERVER_CORE, WORKER_CORE, file_system_of, pinned, run_module, yardstick_ms
 from bench.report import Figure, table
@@ -336,19 +336,13 @@ def keep_work(client: redis.Redis) -> None:
 
 def check_books(client: redis.Redis, known: Checkpoint, filled: Filled, run: WorkerRun) -> Checkpoint:
     """Check that every event has exactly one outcome, and return the checkpoint. Raises ``RuntimeError``."""
-    checkpoint = read_checkpoint(client)
+    checkpoint = checkpoint_of(client, KEYS)
     found = (checkpoint.events, checkpoint.entries, checkpoint.duplicates, checkpoint.dead_letters)
     events = known.events + filled.events
     expected = (events, events - filled.duplicates, filled.duplicates, 0)
     if found != expected or run.events != filled.events or client.xlen(KEYS.deadletters):
         raise RuntimeError(f"events, entries, duplicates and dead letters are {found} instead of {expected}")
     return checkpoint
-
-
-def read_checkpoint(client: redis.Redis) -> Checkpoint:
-    """Return the checkpoint of the partition."""
-    fields: Any = client.hgetall(KEYS.checkpoint)
-    return Checkpoint.from_hash(fields)
 
 
 def check_ledger(client: redis.Redis, checkpoint: Checkpoint) -> int:
@@ -390,7 +384,7 @@ def _drain_variant(server: EmbeddedServer, settings: DrainSettings, variant: Var
         _take_census(server, settings, client)
     # What a start costs shows where there is nothing to do; a start after a census replays it.
     idle = run_worker(_url(server, settings), client)
-    known = read_checkpoint(client)
+    known = checkpoint_of(client, KEYS)
     known_entries = client.xlen(KEYS.events)
     with _connected(server, settings) as connection, pinned(WORKER_CORE):
         filled = fill(connection, events_of(settings, int(settings.events * variant.share)), variant.encoding)

@@ -175,11 +175,15 @@ cdef class Core:
             self.take_named(PyBytes_AS_STRING(padded), &raw, PyBytes_AS_STRING(name), len(name))
         self.finish(ms, seq)
 
+    cdef int check_usable(self) except -1:
+        if self.undecided:
+            raise ValueError("a batch failed half-way; the state cannot be used any more")
+        return 0
+
     cdef int start(self) except -1:
         if self.rulebook is None:
             raise ValueError("no rulebook was adopted")
-        if self.undecided:
-            raise ValueError("a batch failed half-way; the state cannot be used any more")
+        self.check_usable()
         self.kept.clear()
         self.undecided = True
         self.event_count = 0
@@ -300,9 +304,7 @@ cdef class Core:
     cdef int take_json(self, const char* value, const RawEntry* raw) except -1:
         cdef Event* event
         cdef bytes compact, item
-        cdef const char* at
         cdef uint32_t index = 0
-        cdef uint64_t size
         try:
             items = self.split_json(bytes_of(value, raw.value_size))
         except ValueError:
@@ -311,19 +313,16 @@ cdef class Core:
         for original, encoded in items:
             event = self.new_event(raw, index)
             index += 1
+            if encoded is not None:
+                compact = encoded + PADDING_BYTES
+                self.kept.append(compact)
+                self.decode(PyBytes_AS_STRING(compact), len(encoded), event)
+            # What a dead letter keeps is the item as it came.
             item = original
             self.kept.append(item)
             event.from_json = True
             event.raw.data = PyBytes_AS_STRING(item)
             event.raw.size = <uint32_t>len(item)
-            if encoded is None:
-                continue
-            size = len(encoded)
-            compact = encoded + PADDING_BYTES
-            self.kept.append(compact)
-            at = PyBytes_AS_STRING(compact)
-            if decode_event(&self.rulebook.rules, &self.hashing, at, at + size, event, 0) == at + size:
-                event.status = STATUS_ENTRY
         return 0
 
     cdef int decide_pending(self) except -1:
@@ -442,14 +441,12 @@ cdef class Core:
 
     def image(self):
         """Begin an image of the state as it is now, between two batches. There can be one at a time."""
-        if self.undecided or self.image_open():
-            raise ValueError("an image is taken already, or a batch failed half-way")
         cdef StateImage image = StateImage()
+        self.check_usable()
+        if self.state.tables[0].preimages != NULL:
+            raise ValueError("an image is taken already")
         image.start(self, &self.state)
         return image
-
-    cdef bint image_open(self):
-        return self.state.tables[0].preimages != NULL
 
     def restore(self, dict shape, read):
         """Take on the state of an image: ``shape`` is its description, ``read(n)`` returns its next ``n`` bytes.

@@ -227,11 +227,9 @@ cdef Member* find_member(State* state, const Event* event) noexcept nogil:
 
 cdef Member* member_of(State* state, const Event* event, Member* candidate) except NULL nogil:
     """Return the record of the event's member, a new one if there is none; it may be ``candidate``."""
-    cdef Member* member
-    if candidate != NULL and is_member(state, candidate, event):
-        touch(&state.tables[TABLE_MEMBERS], candidate)
-        return candidate
-    member = find_member(state, event)
+    cdef Member* member = candidate
+    if member == NULL or not is_member(state, member, event):
+        member = find_member(state, event)
     if member != NULL:
         touch(&state.tables[TABLE_MEMBERS], member)
         return member
@@ -250,28 +248,25 @@ cdef Member* member_of(State* state, const Event* event, Member* candidate) exce
 
 # Counters: a limit's part of a record.
 
-cdef inline void drop_stale(uint32_t* buckets, int64_t latest, int64_t index) noexcept nogil:
-    """Empty the buckets that leave the window when its latest index moves on to ``index``."""
-    if latest == 0 or index - latest >= BUCKETS:
-        memset(buckets, 0, BUCKETS * sizeof(uint32_t))
-        return
-    while latest < index:
-        latest += 1
-        buckets[latest & (BUCKETS - 1)] = 0
+cdef inline int advance(char* at, int64_t index, size_t bucket_bytes) noexcept nogil:
+    """Move a window on to ``index`` if it is not there yet, emptying what leaves it; return the bucket to count in."""
+    cdef int64_t* latest = <int64_t*>at
+    cdef char* buckets = at + sizeof(int64_t)
+    if index > latest[0]:
+        if latest[0] == 0 or index - latest[0] >= BUCKETS:
+            memset(buckets, 0, BUCKETS * bucket_bytes)
+            latest[0] = index
+        while latest[0] < index:
+            latest[0] += 1
+            memset(buckets + (latest[0] & (BUCKETS - 1)) * bucket_bytes, 0, bucket_bytes)
+    return <int>(max(index, latest[0] - BUCKETS + 1) & (BUCKETS - 1))
 
 
 cdef inline int64_t count_sliding(char* at, int64_t index) noexcept nogil:
     """Count one event in the bucket of ``index`` and return the total."""
-    cdef int64_t* latest = <int64_t*>at
     cdef uint32_t* buckets = <uint32_t*>(at + 8)
     cdef int64_t total = 0
-    cdef int i
-    if index > latest[0]:
-        drop_stale(buckets, latest[0], index)
-        latest[0] = index
-    elif index < latest[0] - BUCKETS + 1:
-        index = latest[0] - BUCKETS + 1
-    i = <int>(index & (BUCKETS - 1))
+    cdef int i = advance(at, index, sizeof(uint32_t))
     if buckets[i] != <uint32_t>0xffffffff:
         buckets[i] += 1
     for i in range(BUCKETS):
@@ -293,19 +288,8 @@ cdef inline int64_t points_sliding(const char* at, int64_t index) noexcept nogil
 
 
 cdef inline void add_points_sliding(char* at, int64_t index, int64_t points) noexcept nogil:
-    cdef int64_t* latest = <int64_t*>at
     cdef int64_t* buckets = <int64_t*>(at + 8)
-    cdef int64_t i
-    if index > latest[0]:
-        if latest[0] == 0 or index - latest[0] >= BUCKETS:
-            memset(buckets, 0, BUCKETS * sizeof(int64_t))
-        else:
-            for i in range(latest[0] + 1, index + 1):
-                buckets[i & (BUCKETS - 1)] = 0
-        latest[0] = index
-    elif index < latest[0] - BUCKETS + 1:
-        index = latest[0] - BUCKETS + 1
-    i = index & (BUCKETS - 1)
+    cdef int i = advance(at, index, sizeof(int64_t))
     buckets[i] = saturated_sum(buckets[i], points)
 
 
@@ -359,15 +343,17 @@ cdef inline Table* spilled_table(State* state, int key) noexcept nogil:
     return &state.tables[TABLE_FIRST_SPILLED + key]
 
 
-cdef char* spilled_slot(State* state, const Event* event, int key, int32_t day, bint wanted) except? NULL nogil:
+cdef char* spilled_slot(State* state, const Case* case, int key, int32_t day, bint wanted) except? NULL nogil:
     """Return the spilled slot of a key's day, a new one if ``wanted``, or NULL."""
-    cdef const Hash128* hash = &event.keys[key]
+    cdef uint64_t first = day_hash(case.event.keys[key].first, day)
+    # Members are told apart exactly: by their number.
+    cdef uint64_t second = case.member.header.next_free if key == KEY_MEMBER else case.event.keys[key].second
     cdef Table* table = spilled_table(state, key)
-    cdef char* record = find(table, day_hash(hash.first, day), hash.second)
+    cdef char* record = find(table, first, second)
     if record == NULL:
         if not wanted:
             return NULL
-        record = table_insert(table, day_hash(hash.first, day), hash.second, day)
+        record = table_insert(table, first, second, day)
     touch(table, record)
     return record + sizeof(Header)
 
@@ -381,12 +367,11 @@ cdef int turn_slot(State* state, const Rules* rules, Case* case, int key, char* 
     cdef int32_t* mark = <int32_t*>slot
     cdef uint32_t size = rules.day_bytes[key]
     cdef int32_t former = mark[0] - MARK_OF_DAY
-    cdef char* spilled
+    cdef char* spilled = NULL
     if mark[0] and former >= state.first_day:
-        memcpy(spilled_slot(state, case.event, key, former, True), slot, size)
-    spilled = NULL
+        memcpy(spilled_slot(state, case, key, former, True), slot, size)
     if spilled_table(state, key).live:
-        spilled = spilled_slot(state, case.event, key, case.day, False)
+        spilled = spilled_slot(state, case, key, case.day, False)
     if spilled != NULL:
         memcpy(slot, spilled, size)
     else:

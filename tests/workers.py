@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any, Final, Self
 
 import redis
 
+from accrual import stream
 from accrual.engine import STREAM_SLACK_DAYS, DeadLetter, Entry, Position, ReferenceEngine, Secret, StreamEntry
 from accrual.events import encode_compact, validate
 from accrual.ledger import LedgerReader, entry_line
 from accrual.rulebook import Rulebook, parse
-from accrual.stream import Keys
-from accrual.stream.checkpoint import Checkpoint
+from accrual.stream import Checkpoint, Keys
 from servers import Server
 
 __all__ = [
@@ -175,8 +176,7 @@ def expected(
 
 def checkpoint_of(client: redis.Redis, partition: str) -> Checkpoint:
     """Return the checkpoint of a partition."""
-    fields: Any = client.hgetall(Keys(partition).checkpoint)
-    return Checkpoint.from_hash(fields)
+    return stream.checkpoint_of(client, Keys(partition))
 
 
 def ledger_rows(client: redis.Redis, partition: str) -> list[tuple[int, Position, Entry]]:
@@ -255,6 +255,7 @@ class WorkerProcess:
         lease_ms: int = 400,
     ) -> None:
         variables = {} if secret is None else {"ACCRUAL_SECRET": secret.key.hex()}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by wait()
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "accrual.cli", "worker", "--redis", url, "--partition", partition),
@@ -263,10 +264,10 @@ class WorkerProcess:
             cwd=ROOT,
             env=environment(**variables),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
         )
-        self._collected: tuple[str, str] | None = None
+        self._said = ""
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -274,17 +275,22 @@ class WorkerProcess:
 
     def wait(self, timeout_s: float = 60.0) -> int:
         """Wait for the end and return the exit status."""
-        if self._collected is None:
-            out, err = self.process.communicate(timeout=timeout_s)
-            self._collected = out.decode(), err.decode()
-        return self.process.returncode
+        status = self.process.wait(timeout_s)
+        if not self._log.closed:
+            self._said = self.said
+            self._log.close()
+        return status
+
+    @property
+    def said(self) -> str:
+        """What the worker has said on stderr so far."""
+        return self._said if self._log.closed else os.pread(self._log.fileno(), 1 << 30, 0).decode()
 
     @property
     def log(self) -> str:
         """What the worker said on stderr; waits for its end."""
         self.wait()
-        assert self._collected is not None
-        return self._collected[1]
+        return self.said
 
     def finish(self) -> int:
         """Ask it to end (SIGTERM) and return the exit status."""

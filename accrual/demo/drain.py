@@ -10,16 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import redis
 
 from accrual.embedded import Lifeline
 from accrual.errors import StreamError
-from accrual.stream import Checkpoint, Keys
+from accrual.stream import Checkpoint, Keys, checkpoint_of
 
-__all__ = ["Drained", "checkpoint_of", "drain"]
+__all__ = ["Drained", "drain"]
 
 LOOK_INTERVAL_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 15.0
@@ -74,12 +74,6 @@ def drain(
         tail = "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
         raise StreamError(f"the worker ended with status {worker.returncode}: {tail}")
     return Drained(*map(int, total.groups()))
-
-
-def checkpoint_of(client: redis.Redis, keys: Keys) -> Checkpoint:
-    """Return where the partition stands."""
-    fields: Any = client.hgetall(keys.checkpoint)
-    return Checkpoint.from_hash(fields)
 
 
 def _environment() -> dict[str, str]:

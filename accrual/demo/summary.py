@@ -16,7 +16,7 @@ from accrual.errors import LedgerError
 from accrual.ledger import Chain, EntriesBatch, LedgerReader
 from accrual.outcomes import CAUSES, OUTCOMES
 from accrual.rulebook import Rulebook
-from accrual.stream import Checkpoint, Keys, last_letter, read_letters
+from accrual.stream import Checkpoint, Keys, checkpoint_of, last_letter, read_letters
 
 __all__ = ["Frozen", "Proof", "Summary", "summarise"]
 
@@ -135,11 +135,10 @@ class Summary:
 def summarise(client: redis.Redis, keys: Keys, rulebook: Rulebook, truth: Truth) -> Summary:
     """Read and verify the whole ledger of a partition that no worker writes to. A fault in it ends in the summary."""
     count: Any = client.xlen(keys.events)
-    fields: Any = client.hgetall(keys.checkpoint)
     letters = read_letters(client, keys, last_letter(client, keys))
     summary = Summary(
         truth=truth,
-        checkpoint=Checkpoint.from_hash(fields),
+        checkpoint=checkpoint_of(client, keys),
         stream_entries=count,
         dead_letters=Counter(letter.item.letter.reason for letter in letters),
         limit_members={limit.id: set() for limit in rulebook.limits},

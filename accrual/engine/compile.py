@@ -16,7 +16,8 @@ __all__ = ["Layout", "Layouts", "describe"]
 MEASURES: Final = ("events", "members", "points")
 ACTIONS: Final = ("reject", "hold", "freeze", "clamp")
 HEADER_BYTES: Final = 24
-MEMBER_BYTES: Final = 64
+# What a record has before anything that a rulebook asks for; a member's also says who it is.
+FIXED_BYTES: Final = dict.fromkeys(LIMIT_KEYS, HEADER_BYTES) | {"member": 64}
 MINUTES: Final = 1440
 ALWAYS_DAY: Final = 2**31 - 1
 TIME_SLACK_BITS: Final = 64 - 53
@@ -25,8 +26,6 @@ TIME_SLACK_BITS: Final = 64 - 53
 SLIDING_EVENTS_BYTES: Final = 8 + 8 * 4
 SLIDING_POINTS_BYTES: Final = 8 + 8 * 8
 DAY_TOTAL_BYTES: Final = 8
-
-
 # A record of such a multiple of bytes reaches into no more cache lines than it has to.
 RECORD_BYTES: Final = 32
 MARK_BYTES: Final = 8
@@ -75,7 +74,7 @@ class Layouts:
         self.once_kinds: dict[str, int] = {}
         self.streak_kinds: dict[str, int] = {}
         self.daily_kinds: dict[str, int] = {}
-        self.records = {key: Layout(MEMBER_BYTES if key == "member" else HEADER_BYTES) for key in LIMIT_KEYS}
+        self.records = {key: Layout(FIXED_BYTES[key]) for key in LIMIT_KEYS}
         self.slots = {key: Layout(0) for key in LIMIT_KEYS}
         self.spilled = {key: Layout(HEADER_BYTES) for key in LIMIT_KEYS}
 
@@ -97,8 +96,7 @@ class Layouts:
             slot = [("mark", MARK_BYTES), *daily] if daily else []
             slots = [((number, part), size) for number in range(2) for part, size in slot]
             kept = [*once, *streaks] if key == "member" else []
-            start = MEMBER_BYTES if key == "member" else HEADER_BYTES
-            self.records[key] = Layout(start, [*kept, *_limit_parts(rulebook, key, sliding=True), *slots])
+            self.records[key] = Layout(FIXED_BYTES[key], [*kept, *_limit_parts(rulebook, key, sliding=True), *slots])
             self.slots[key] = Layout(0, slot)
             self.spilled[key] = Layout(HEADER_BYTES, slot)
 

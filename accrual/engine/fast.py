@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from accrual.engine.batch import Item, explain, explain_invalid
-from accrual.engine.compile import Layouts, describe
+from accrual.engine.compile import Layout, Layouts, describe
 from accrual.engine.reference import STREAM_SLACK_DAYS
 from accrual.errors import InvalidEvent, StateMismatch
 from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS, Fields, StreamEntry, items_of_json, mapping_from_json
@@ -114,16 +114,18 @@ class FastEngine:
         self.rulebook.check_successor(rulebook)
         before = self._layouts.tables()
         self._layouts.adopt(rulebook)
+        self._take_over(rulebook, before)
+        self.rulebook = rulebook
+
+    def _take_over(self, rulebook: Rulebook, before: list[Layout]) -> None:
+        """Let the core decide by ``rulebook``, and move its records from the layouts ``before`` to the present ones."""
         moves = [
             None if new.parts == old.parts and self.generation else (new.stride, old.moves_to(new))
             for old, new in zip(before, self._layouts.tables(), strict=True)
         ]
         if self._image is not None and any(moves):
             self._image.close()
-        self._adopt(rulebook, moves)
-        self.rulebook = rulebook
 
-    def _adopt(self, rulebook: Rulebook, moves: list[tuple[int, list[tuple[int, int, int]]] | None]) -> None:
         def multiplier(numbers: list[int]) -> tuple[int, int]:
             chosen = [rulebook.campaigns[number].multiplier for number in numbers]
             value = combined_multiplier(rulebook.stacking, chosen)
@@ -161,12 +163,12 @@ class FastEngine:
         The engine must be new, with the rulebook that was in force. Raises ``StateMismatch`` where the image is not one
         of such an engine; the engine is of no use then.
         """
-        if description["slack_days"] != self.slack_days:
-            raise StateMismatch(f"the image was taken with {description['slack_days']} days of slack")
+        slack_days = description["shape"]["slack_days"]
+        if slack_days != self.slack_days:
+            raise StateMismatch(f"the image was taken with {slack_days} days of slack")
         before = self._layouts.tables()
         self._layouts.resume(description["layouts"], self.rulebook)
-        after = self._layouts.tables()
-        self._adopt(self.rulebook, [(new.stride, old.moves_to(new)) for old, new in zip(before, after, strict=True)])
+        self._take_over(self.rulebook, before)
         if self._layouts.description() != description["layouts"]:
             raise StateMismatch("the image has its records laid out in another way")
         try:
@@ -218,8 +220,7 @@ class EngineImage:
 
     def __init__(self, image: StateImage, layouts: dict[str, Any]) -> None:
         self._image = image
-        shape = image.description
-        self.description = {"slack_days": shape["slack_days"], "layouts": layouts, "shape": shape}
+        self.description = {"layouts": layouts, "shape": image.description}
 
     def write(self, sink: Callable[[bytes], object]) -> bool:
         """Hand the image to ``sink``, piece by piece: for another thread. Returns whether it is whole."""

@@ -130,11 +130,11 @@ class ReferenceEngine:
 
     @property
     def memory_bytes(self) -> int:
-        """Nobody counts it here."""
+        """Return 0: what Python objects take is not known."""
         return 0
 
-    def headroom_bytes(self, events: int) -> int:  # noqa: ARG002
-        """Nobody counts it here."""
+    def headroom_bytes(self, events: int) -> int:  # noqa: ARG002 - nobody counts it
+        """Return 0, like ``memory_bytes``."""
         return 0
 
     def reclaim(self, day: int) -> None:

@@ -14,7 +14,15 @@
     scripts      the Lua files that do it on the server
 """
 
-from accrual.stream.checkpoint import NO_DIGEST, START, Checkpoint, StreamId, parse_stream_id, stream_id_text
+from accrual.stream.checkpoint import (
+    NO_DIGEST,
+    START,
+    Checkpoint,
+    StreamId,
+    checkpoint_of,
+    parse_stream_id,
+    stream_id_text,
+)
 from accrual.stream.commit import Answer, Commit, lost_to
 from accrual.stream.connections import CommandConnection, ReadConnection, Refused
 from accrual.stream.deadletters import StoredLetter, last_letter, read_letters, redrive
@@ -49,6 +57,7 @@ __all__ = [
     "StreamId",
     "StreamServer",
     "check_server",
+    "checkpoint_of",
     "command",
     "last_letter",
     "lost_to",

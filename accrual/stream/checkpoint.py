@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+import redis
 
 from accrual.errors import StateMismatch
 from accrual.outcomes import Counts
+from accrual.stream.keys import Keys
 
-__all__ = ["NO_DIGEST", "START", "Checkpoint", "StreamId", "parse_stream_id", "stream_id_text"]
+__all__ = [
+    "NO_DIGEST",
+    "START",
+    "Checkpoint",
+    "StreamId",
+    "checkpoint_of",
+    "parse_stream_id",
+    "stream_id_text",
+]
 
 StreamId = tuple[int, int]
 
@@ -100,3 +110,9 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
                 value = stream_id_text(value)
             written.append((field.name, str(value)))
         return written
+
+
+def checkpoint_of(client: redis.Redis, keys: Keys) -> Checkpoint:
+    """Return where a partition stands. Raises ``StateMismatch`` where that cannot be read."""
+    fields: Any = client.hgetall(keys.checkpoint)
+    return Checkpoint.from_hash(fields)

@@ -204,7 +204,8 @@ def test_a_standby_is_warm_and_takes_over(valkey: Server, rulebook: Path, rng: r
     ):
         wait_for_batch(client, 5)
         with WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=1000) as standby:
-            wait_for_batch(client, checkpoint_of(client, "p").batch + 50)
+            wait_until(lambda: "standing by" in standby.said, "the second worker stands by")
+            wait_for_batch(client, checkpoint_of(client, "p").batch + 20)
             owner.kill()
             killed_at, killed_s = checkpoint_of(client, "p").batch, time.monotonic()
             wait_for_batch(client, killed_at)
@@ -225,8 +226,7 @@ def test_at_the_memory_limit_input_waits_and_nothing_is_lost(valkey: Server, rul
     fill(client, "p", entries_of(range(1, 2001)))
     limit = ("--memory-limit-bytes", str(1 << 20))
     with WorkerProcess(valkey.url, "p", rulebook, *limit) as worker:
-        wait_until(lambda: bool(client.exists(KEYS.lease)), "the worker does not start")
-        time.sleep(1.0)
+        wait_until(lambda: "memory limit reached" in worker.said, "the worker reaches its memory limit")
         assert checkpoint_of(client, "p").events == 0
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0

@@ -98,9 +98,7 @@ class Partition:
         """Do ``work`` and return the names of the commands that the server has carried out meanwhile."""
         self.client.config_resetstat()
         work()
-        statistics: Any = self.client.info("commandstats")
-        named = {name.removeprefix("cmdstat_") for name, value in statistics.items() if value["calls"]}
-        return named - OURS - ALWAYS
+        return statistics(self) - OURS - ALWAYS
 
 
 @pytest.fixture
@@ -146,6 +144,7 @@ def test_a_worker_needs_just_what_it_is_given(partition: Partition) -> None:
 
 
 def statistics(partition: Partition) -> set[str]:
+    """Return the names of the commands that the server has carried out since its counts were reset."""
     found: Any = partition.client.info("commandstats")
     return {name.removeprefix("cmdstat_") for name, value in found.items() if value["calls"]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ def engine_with(count: int) -> FastEngine:
     return engine
 
 
-def image_of(engine: FastEngine) -> tuple[dict[str, object], bytes]:
+def image_of(engine: FastEngine) -> tuple[dict[str, Any], bytes]:
     image = engine.image()
     pieces: list[bytes] = []
     assert image.write(pieces.append)
