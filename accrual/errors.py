@@ -14,6 +14,7 @@
     │   └── UnsafeServer      the server's configuration could lose or evict data
     ├── SnapshotError         a snapshot is torn, damaged, foreign or of another version, or cannot be written
     ├── StateMismatch         a replay came out differently from what is committed
+    ├── BookError             the book refuses, or what it holds contradicts the ledger
     └── DeliveryError         the producer could not hand an event over
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccrualError",
+    "BookError",
     "CoreMissing",
     "DeliveryError",
     "InvalidEvent",
@@ -92,6 +94,10 @@ class SnapshotError(AccrualError):
 
 class StateMismatch(AccrualError):
     """A replayed batch differs from the committed one: the state cannot be trusted."""
+
+
+class BookError(AccrualError):
+    """The book refuses what was asked, or what it holds contradicts the ledger."""
 
 
 class DeliveryError(AccrualError):

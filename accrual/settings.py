@@ -96,6 +96,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=1 << 50, description="memory of the state at which the worker takes no more input; 0: no limit"),
     ] = 0
+    database: Annotated[
+        str,
+        Meta(description="URL of the book's PostgreSQL database, 15 or newer", extra={"metavar": "URL"}),
+    ] = ""
+    require_durable: Annotated[
+        bool, Meta(description="book nothing from a stream server that keeps nothing on disk, rather than warn")
+    ] = False
+    refund_wait_hours: Annotated[
+        int, Meta(ge=0, le=87_600, description="how long a refund waits for its order before a person is asked")
+    ] = 168
+    adjust_approval_points: Annotated[
+        int, Meta(ge=0, le=1 << 62, description="adjustments of more points than this wait for a second person")
+    ] = 10_000
     progress: Annotated[
         bool | None, Meta(description="a line of progress per second on stderr; by default only on a terminal")
     ] = None

@@ -6,6 +6,9 @@ redis7             the same with a real Redis
 server             the one, then the other: the test runs twice
 server_kind        "valkey", then "redis7": for tests that start servers of their own on both
 server_factory     ``server_factory(kind="valkey", options={...})``: a private server, ended after the test
+database           the URL of a new, empty database of the embedded PostgreSQL
+book               the same with the book's schema in it
+database_factory   ``database_factory(options={...})``: a private PostgreSQL, ended after the test
 ================== ======================================================================================
 
 A server that is missing is an error with a reason, never a skipped test.
@@ -13,21 +16,27 @@ A server that is missing is an error with a reason, never a skipped test.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from accrual.embedded import Options
+from accrual.book import open_book
+from accrual.embedded import EmbeddedDatabase, Options
 from accrual.errors import UsageError
 from servers import SERVER_KINDS, Server, ServerFactory, ServerKind, binary_of, empty, version_of
 
 # The time of one example says nothing on a busy machine; --hypothesis-profile=thorough looks longer.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
+
+
+_database_numbers = itertools.count(1)
 
 
 def _found_binary(kind: ServerKind) -> Path:
@@ -71,6 +80,41 @@ def server_kind(request: pytest.FixtureRequest) -> ServerKind:
 @pytest.fixture
 def server(request: pytest.FixtureRequest, server_kind: ServerKind) -> Server:
     return cast(Server, request.getfixturevalue(server_kind))
+
+
+@pytest.fixture(scope="session")
+def _session_database() -> Iterator[EmbeddedDatabase]:
+    # Killing its processes loses nothing without fsync either; only the machine's own end would.
+    with EmbeddedDatabase({"fsync": "off"}) as database:
+        with psycopg.connect(database.url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE empty_book")
+        with open_book(database.url_of("empty_book")):
+            pass
+        yield database
+
+
+def _new_database(database: EmbeddedDatabase, template: str) -> Iterator[str]:
+    name = f"test_{next(_database_numbers)}"
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield database.url_of(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(_session_database: EmbeddedDatabase) -> Iterator[str]:
+    yield from _new_database(_session_database, "template0")
+
+
+@pytest.fixture
+def book(_session_database: EmbeddedDatabase) -> Iterator[str]:
+    yield from _new_database(_session_database, "empty_book")
+
+
+@pytest.fixture
+def database_factory() -> Iterator[Callable[..., EmbeddedDatabase]]:
+    with ExitStack() as databases:
+        yield lambda options=None: databases.enter_context(EmbeddedDatabase({"fsync": "off"} | (options or {})))
 
 
 @pytest.fixture

@@ -10,7 +10,20 @@ from collections.abc import Sequence
 import redis
 
 from accrual import __version__
-from accrual.cli import BAD_USAGE, DONE, FOUND_SOMETHING_WRONG, check, deadletters, demo, ledger, rulebook, worker
+from accrual.cli import (
+    BAD_USAGE,
+    DONE,
+    FOUND_SOMETHING_WRONG,
+    balance,
+    book,
+    check,
+    deadletters,
+    demo,
+    ledger,
+    rulebook,
+    settle,
+    worker,
+)
 from accrual.cli.arguments import Commands, add_command
 from accrual.errors import AccrualError, RulebookError, UsageError
 
@@ -59,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add(commands)
     deadletters.add(commands)
     rulebook.add(commands)
+    for command in (book, settle, balance):
+        command.add(commands)
     demo.add(commands)
     return parser
 

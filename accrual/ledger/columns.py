@@ -19,6 +19,7 @@ __all__ = [
     "INT64_MAXIMUM",
     "BytesColumn",
     "IntegerColumn",
+    "checked_texts",
     "pack_bytes",
     "pack_integers",
     "signed",
@@ -97,8 +98,20 @@ def unpack_texts(column: BytesColumn, count: int) -> list[str]:
     return [text[start:end] for start, end in pairwise(_bounds(column, count))]
 
 
+def checked_texts(column: BytesColumn, count: int) -> tuple[NDArray[np.int64], bytes]:
+    """Return the lengths of the ``count`` UTF-8 texts of a bytes column, and their bytes end to end."""
+    lengths, data = _checked_lengths(column, count), column[1]
+    if not data.isascii():
+        unpack_texts(column, count)
+    return lengths, data
+
+
 def _bounds(column: BytesColumn, count: int) -> list[int]:
     """Return where each value starts, and where the last one ends."""
+    return [0, *np.cumsum(_checked_lengths(column, count)).tolist()]
+
+
+def _checked_lengths(column: BytesColumn, count: int) -> NDArray[np.int64]:
     try:
         lengths = unpack_integers(column[0], count)
     except ValueError as error:
@@ -110,4 +123,4 @@ def _bounds(column: BytesColumn, count: int) -> list[int]:
     total = int(lengths.sum())
     if total != size:
         raise ValueError(f"{size} bytes, where the lengths add up to {total}")
-    return [0, *np.cumsum(lengths).tolist()]
+    return lengths

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from accrual.errors import LedgerError
 from accrual.events import MAXIMUM_AMOUNT_FEN, MAXIMUM_TIME_MS
-from accrual.ledger.columns import INT64_MAXIMUM, unpack_bytes, unpack_integers, unpack_texts
+from accrual.ledger.columns import INT64_MAXIMUM, checked_texts, unpack_bytes, unpack_integers, unpack_texts
 from accrual.ledger.records import Header
 from accrual.ledger.wire import BYTES_COLUMNS, DEFERRED, INTEGER_COLUMNS, WireEntries
 from accrual.outcomes import CAUSES, OUTCOMES, Entry, Position
@@ -73,6 +73,11 @@ class EntriesBatch:
         if name not in BYTES_COLUMNS or name == "payload":
             raise KeyError(name)
         return self._guarded(name, unpack_texts)
+
+    def raw_texts(self, name: str) -> tuple[NDArray[np.int64], bytes]:
+        """Return the lengths in bytes and the UTF-8, end to end, of a text column with a value per entry."""
+        values: tuple[NDArray[np.int64], bytes] = self._guarded(name, checked_texts)
+        return values
 
     def payloads(self) -> list[bytes]:
         """Return the compact events of the deferred entries, in order."""

