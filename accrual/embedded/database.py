@@ -6,9 +6,10 @@ import os
 import pwd
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from accrual.embedded.process import HOST, EmbeddedProcess
 from accrual.errors import BookError, UsageError
@@ -17,6 +18,7 @@ __all__ = ["EmbeddedDatabase", "postgresql_programs"]
 
 SUPERUSER: Final = "accrual"
 UNPRIVILEGED: Final = "nobody"
+ENDING_S: Final = 0.1
 
 
 class EmbeddedDatabase(EmbeddedProcess):
@@ -49,6 +51,17 @@ class EmbeddedDatabase(EmbeddedProcess):
     def url_of(self, database: str) -> str:
         """Return the URL of another database of the cluster."""
         return self.url.replace("@/accrual?", f"@/{database}?")
+
+    def start(self, timeout_s: float = 20.0) -> Self:
+        """Start the server and wait until it answers, also where the processes of a killed one are still ending."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return super().start(timeout_s)
+            except BookError as error:
+                if "still in use" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(ENDING_S)
 
     def _user(self) -> int | None:
         return pwd.getpwnam(UNPRIVILEGED).pw_uid if os.geteuid() == 0 else None
