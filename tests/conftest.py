@@ -17,7 +17,8 @@ A server that is missing is an error with a reason, never a skipped test.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -82,10 +83,16 @@ def server(request: pytest.FixtureRequest, server_kind: ServerKind) -> Server:
     return cast(Server, request.getfixturevalue(server_kind))
 
 
+def _database(options: Mapping[str, str]) -> EmbeddedDatabase:
+    """Return a PostgreSQL: the embedded one, or the one whose programs are in ``ACCRUAL_POSTGRES``."""
+    named = os.environ.get("ACCRUAL_POSTGRES")
+    return EmbeddedDatabase({"fsync": "off"} | dict(options), programs=Path(named) if named else None)
+
+
 @pytest.fixture(scope="session")
 def _session_database() -> Iterator[EmbeddedDatabase]:
     # Killing its processes loses nothing without fsync either; only the machine's own end would.
-    with EmbeddedDatabase({"fsync": "off"}) as database:
+    with _database({}) as database:
         with psycopg.connect(database.url, autocommit=True) as connection:
             connection.execute("CREATE DATABASE empty_book")
         with open_book(database.url_of("empty_book")):
@@ -114,7 +121,7 @@ def book(_session_database: EmbeddedDatabase) -> Iterator[str]:
 @pytest.fixture
 def database_factory() -> Iterator[Callable[..., EmbeddedDatabase]]:
     with ExitStack() as databases:
-        yield lambda options=None: databases.enter_context(EmbeddedDatabase({"fsync": "off"} | (options or {})))
+        yield lambda options=None: databases.enter_context(_database(options or {}))
 
 
 @pytest.fixture

