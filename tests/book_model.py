@@ -52,7 +52,7 @@ class Account:
     def leave(self, points: int, own_day: int | None = None) -> None:
         """Points leave ``available``: from their own lot, then by earliest expiry, then out of nothing."""
         self.available -= points
-        order = ([own_day] if own_day in self.lots else []) + sorted(day for day in self.lots if day != own_day)
+        order = sorted(self.lots, key=lambda day: (day != own_day, day))
         for day in order:
             used = min(points, self.lots[day])
             self.lots[day] -= used

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Final
 
 import redis
@@ -124,8 +125,11 @@ class Partition:
 
 def ingest(connection: Connection, *partitions: Partition) -> None:
     """Post all that ``partitions`` have."""
-    followers = [Follower(connection, partition.client, partition.name) for partition in partitions]
-    follow(followers, threading.Event(), drain=True)
+    with ExitStack() as opened:
+        followers = [
+            opened.enter_context(Follower(connection, partition.client, partition.name)) for partition in partitions
+        ]
+        follow(followers, threading.Event(), drain=True)
 
 
 def balance(connection: Connection, member: str) -> tuple[int, int, int]:

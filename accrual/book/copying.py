@@ -14,7 +14,21 @@ from numpy.typing import NDArray
 
 from accrual.book.texts import stored_bytes
 
-__all__ = ["HEADER", "TRAILER", "Column", "booleans", "coded", "dates", "integers", "rows_of", "texts"]
+__all__ = [
+    "HEADER",
+    "NULL",
+    "TRAILER",
+    "Column",
+    "booleans",
+    "coded",
+    "dates",
+    "integers",
+    "joined",
+    "padded",
+    "pieces",
+    "rows_of",
+    "texts",
+]
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -74,6 +88,27 @@ def texts(lengths: NDArray[np.int64], data: bytes, *, empty_is_null: bool = Fals
     if empty_is_null:
         lengths = np.where(lengths == 0, NULL, lengths)
     return Column(np.array(lengths, np.int64), np.frombuffer(data, np.uint8))
+
+
+def pieces(values: Sequence[bytes]) -> Column:
+    """Return a column of ``values``, each the bytes of any type."""
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    return Column(lengths, np.frombuffer(b"".join(values), np.uint8))
+
+
+def joined(columns: Sequence[Column]) -> Column:
+    """Return the columns as one, their rows one after the other."""
+    lengths = [column.lengths for column in columns] or [np.zeros(0, np.int64)]
+    data = [column.data for column in columns] or [np.zeros(0, np.uint8)]
+    return Column(np.concatenate(lengths), np.concatenate(data))
+
+
+def padded(column: Column) -> NDArray[np.bytes_]:
+    """Return the values, none of which is null or ends with a zero byte, as an array of strings of equal width."""
+    width = max(1, int(column.lengths.max()))
+    rows = np.zeros((len(column.lengths), width), np.uint8)
+    rows.reshape(-1)[_spans(np.arange(len(rows)) * width, column.lengths)] = column.data
+    return rows.view(f"S{width}").reshape(-1)
 
 
 def coded(codes: NDArray[Any], values: Sequence[bytes | None]) -> Column:

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
-from typing import Final
+from typing import Final, Self
 
 import redis
 
@@ -15,6 +16,7 @@ from accrual.book.database import Connection
 from accrual.book.durability import Durability
 from accrual.book.ingest import Book
 from accrual.book.members import control_events
+from accrual.book.rows import Group, group_of
 from accrual.errors import StreamError
 from accrual.ledger import Chain, EntriesBatch, LedgerReader, Link, RulebookRecord
 from accrual.stream import Keys, checkpoint_of
@@ -40,6 +42,8 @@ class Follower:
         self._reader = LedgerReader(client, partition)
         self._durability = Durability(client, require_durable=require_durable)
         self._pace = _Pace(partition)
+        self._thread = ThreadPoolExecutor(1, f"book {partition}")
+        self._ahead: Future[Group | None] | None = None
         self.book = Book(connection, partition)
 
     def end(self) -> int:
@@ -48,28 +52,46 @@ class Follower:
 
     def step(self) -> bool:
         """Post one group of batches. Return whether there was one."""
-        batches, links = self._next_group(self._durability.safe_batch(self.end()))
-        if not batches:
-            # The reader compares the two ends of the ledger even where nothing is new.
+        group = self._ahead.result() if self._ahead else self._group_after(self.book.link)
+        self._ahead = None
+        if group is None:
             self._pace.caught_up()
             return False
-        entries = [batch for batch in batches if isinstance(batch, EntriesBatch)]
-        self.book.post(batches, links, control_events(self._client, self._keys, entries))
+        # The next group is made ready while the database is busy with this one.
+        self._ahead = self._thread.submit(self._group_after, group.links[-1])
+        self.book.post(group)
         self._pace.posted(self.book.link.next_seq, checkpoint_of(self._client, self._keys).next_seq)
         return True
 
-    def _next_group(self, safe: int) -> tuple[list[EntriesBatch | RulebookRecord], list[Link]]:
+    def close(self) -> None:
+        """Let the thread end that makes groups ready."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        """Return the follower; it is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _group_after(self, link: Link) -> Group | None:
+        """Read what is there and safe behind ``link``, as much as one transaction should post."""
+        safe = self._durability.safe_batch(self.end())
         batches: list[EntriesBatch | RulebookRecord] = []
         links: list[Link] = []
-        chain = Chain(self.book.link)
-        count = 0
+        chain = Chain(link)
+        # The reader compares the two ends of the ledger even where nothing is new.
         for batch in takewhile(lambda batch: batch.batch <= safe, self._reader.batches(chain=chain)):
             batches.append(batch)
             links.append(chain.link)
-            count = chain.link.next_seq - self.book.link.next_seq
-            if count >= GROUP_ENTRIES or len(batches) >= GROUP_BATCHES:
+            if chain.link.next_seq - link.next_seq >= GROUP_ENTRIES or len(batches) >= GROUP_BATCHES:
                 break
-        return batches, links
+        if not batches:
+            return None
+        entries = [batch for batch in batches if isinstance(batch, EntriesBatch)]
+        controls = control_events(self._client, self._keys, entries)
+        return group_of(batches, links, controls, self.book.partition_id)
 
 
 def follow(followers: Sequence[Follower], stopping: threading.Event, *, drain: bool) -> None:

@@ -58,7 +58,8 @@ class BookService:
             for name in partitions:
                 connection = opened.enter_context(open_book(self._settings.database))
                 durable = self._settings.require_durable
-                followers.append(Follower(connection, client, name, require_durable=durable))
+                follower = Follower(connection, client, name, require_durable=durable)
+                followers.append(opened.enter_context(follower))
             follow(followers, stopping, drain=self._drain)
 
 

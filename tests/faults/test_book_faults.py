@@ -59,8 +59,8 @@ def fill(partition: Partition, rng: random.Random) -> None:
                 late = {"ts": at(batch // 10 - 4), "at": at(batch // 10, number)} if kind == "late" else {}
                 amount = rng.randrange(1, 30_000)
                 device = f"d{rng.randrange(40)}"
-                order = {"kind": "order_paid", "amount": amount, "order": f"o{batch}-{number}", "device": device}
-                events.append(common | order | late)
+                paid = {"kind": "order_paid", "amount": amount, "order": f"o{batch}-{number}", "device": device}
+                events.append(common | paid | late)
             elif kind == "order_refunded":
                 order = f"o{rng.randrange(batch + 1)}-{rng.randrange(BATCH_EVENTS)}"
                 events.append(common | {"kind": kind, "amount": rng.randrange(1, 5000), "order": order})

@@ -98,8 +98,8 @@ def test_two_ingesters_of_one_partition_post_once(valkey: Server, book: str) -> 
         with connect(book) as connection:
             while True:
                 try:
-                    follower = Follower(connection, valkey.client(), "p")
-                    follow([follower], threading.Event(), drain=True)
+                    with Follower(connection, valkey.client(), "p") as follower:
+                        follow([follower], threading.Event(), drain=True)
                 except BookError:
                     continue
                 return

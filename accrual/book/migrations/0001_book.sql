@@ -4,7 +4,8 @@
 -- lots, members) can be made anew from the facts; work lists (waiting, exceptions, adjustments, outbox) change as they
 -- are worked off.
 
--- Orders facts among themselves: a posting with a larger number was booked later.
+-- Orders facts among themselves: a posting with a larger number was booked later. What a transaction of the ingester books
+-- has one number, which it draws when it has its locks and leaves in the setting `book.number`.
 CREATE SEQUENCE book.numbers;
 
 -- ---------------------------------------------------------------------------------------------------- the ledger
@@ -23,7 +24,7 @@ CREATE TABLE book.partitions (
 CREATE TABLE book.batches (
     partition_id smallint NOT NULL REFERENCES book.partitions,
     batch bigint NOT NULL,
-    number bigint NOT NULL,
+    number bigint NOT NULL DEFAULT current_setting('book.number')::bigint,
     digest bytea NOT NULL,
     previous bytea NOT NULL,
     after text COLLATE "C" NOT NULL,
@@ -58,7 +59,7 @@ CREATE TABLE book.entries (
     partition_id smallint NOT NULL,
     seq bigint NOT NULL,
     late boolean NOT NULL,
-    number bigint NOT NULL,
+    number bigint NOT NULL DEFAULT current_setting('book.number')::bigint,
     rulebook integer NOT NULL,
     stream_id text COLLATE "C" NOT NULL,
     item integer NOT NULL,
@@ -91,20 +92,20 @@ CREATE TABLE book.entries_other PARTITION OF book.entries DEFAULT;
 -- Every event id that was ever booked, and the order that it paid.
 CREATE TABLE book.identities (
     event text COLLATE "C" PRIMARY KEY,
-    order_id text COLLATE "C",
+    paid_order text COLLATE "C",
     day date NOT NULL,
     partition_id smallint NOT NULL,
     seq bigint NOT NULL,
     late boolean NOT NULL
 );
 
-CREATE INDEX identities_by_order ON book.identities (order_id) WHERE order_id IS NOT NULL;
+CREATE INDEX identities_by_order ON book.identities (paid_order) WHERE paid_order IS NOT NULL;
 
 -- An event that the ledger leaves to the book: a refund, or one that came late. `waiting` says what became of it.
 CREATE TABLE book.deferred (
     partition_id smallint NOT NULL,
     seq bigint NOT NULL,
-    number bigint NOT NULL,
+    number bigint NOT NULL DEFAULT current_setting('book.number')::bigint,
     rulebook integer NOT NULL,
     stream_id text COLLATE "C" NOT NULL,
     item integer NOT NULL,
@@ -242,7 +243,7 @@ CREATE TABLE book.waiting (
     partition_id smallint NOT NULL,
     seq bigint NOT NULL,
     cause text COLLATE "C" NOT NULL,
-    number bigint NOT NULL,
+    number bigint NOT NULL DEFAULT current_setting('book.number')::bigint,
     PRIMARY KEY (partition_id, seq)
 );
 
