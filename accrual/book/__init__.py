@@ -4,17 +4,50 @@
 
     database      connections, migrations, what is retried
     durability    how far the ledger is safe from being lost
-    copying       columns of a ledger batch as the rows of a binary COPY
-    ingest        ledger batches into entries, identities and balances, each in one transaction with its position
+    rows          batches of the ledger as rows, by column (copying: as the binary COPY has them)
+    ingest        rows into the database, in one transaction with the position; members: states and tiers
+    follow        ledgers followed as far as they are there and safe; service: connected, and again
     posting       the one way in which points move between accounts, and what it does to lots
-    settle, slow, expire, adjust, holds, reminders    the jobs
+    settle, expire, adjust, holds    jobs on the points of members; chunks: large ones in small transactions
+    reminders     what members are told before points expire
+    slow          the events that the ledger deferred: late, refunds, from waiting
     outbox        messages to the stream server, each once
-    statement     what a member sees
-    rebuild       projections made anew from the facts
+    schedule      all the jobs in one process, each when it is time
 """
 
+from accrual.book.adjust import Adjustment, adjust, approve, reject, waiting_adjustments
+from accrual.book.chunks import Done
 from accrual.book.database import Connection, connect, migrate, open_book
+from accrual.book.expire import expire
+from accrual.book.holds import Verdict, confirm, release
+from accrual.book.outbox import send_outbox
+from accrual.book.programme import day_start_ms
+from accrual.book.reminders import remind
+from accrual.book.schedule import Scheduler
 from accrual.book.service import BookService
 from accrual.book.settle import settle
+from accrual.book.slow import slow
 
-__all__ = ["BookService", "Connection", "connect", "migrate", "open_book", "settle"]
+__all__ = [
+    "Adjustment",
+    "BookService",
+    "Connection",
+    "Done",
+    "Scheduler",
+    "Verdict",
+    "adjust",
+    "approve",
+    "confirm",
+    "connect",
+    "day_start_ms",
+    "expire",
+    "migrate",
+    "open_book",
+    "reject",
+    "release",
+    "remind",
+    "send_outbox",
+    "settle",
+    "slow",
+    "waiting_adjustments",
+]

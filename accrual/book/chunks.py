@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import psycopg
 
 from accrual.book.database import Connection, retried
 
-__all__ = ["CHUNK_MEMBERS", "Done", "in_chunks"]
+__all__ = ["CHUNK_MEMBERS", "Done", "Key", "in_chunks", "is_stopped"]
 
 CHUNK_MEMBERS: Final = 5000
 REPORT_S: Final = 5.0
+
+Key: TypeAlias = tuple[Any, ...]
 
 log = logging.getLogger("accrual.book")
 
@@ -34,57 +38,52 @@ class Done(msgspec.Struct):
         self.points += other.points
 
 
-class _Undone(Exception):
-    """Ends a transaction that was only for looking."""
-
-
 def in_chunks(
     connection: Connection,
     job: str,
-    choose: Callable[[psycopg.Cursor[Any], str], Sequence[str]],
-    work: Callable[[psycopg.Cursor[Any], Sequence[str]], Done],
+    choose: Callable[[psycopg.Cursor[Any], Key], Sequence[Key]],
+    work: Callable[[psycopg.Cursor[Any], Sequence[Key]], Done],
+    first: Key,
     *,
     dry_run: bool = False,
+    stopping: threading.Event | None = None,
 ) -> Done:
-    """Do ``work`` for the members that ``choose`` gives after a member (first after ``""``), each chunk a transaction.
+    """Do ``work`` for the keys that ``choose`` gives after a key (at first ``first``), each chunk a transaction.
 
-    Both take a cursor. A chunk that met another job is tried again. With ``dry_run`` every transaction is undone.
+    Both take a cursor. A chunk that met another job is tried again. With ``dry_run`` every transaction is undone. Once
+    ``stopping`` is set no further chunk is begun.
     """
     total = Done()
-    after = ""
+    after = first
     reported_s = time.monotonic()
-    while True:
-        members: Sequence[str] = []
-
-        def one_chunk(after: str = after) -> tuple[Sequence[str], Done]:
-            with connection.cursor() as cursor:
-                chosen = choose(cursor, after)
-                return chosen, _transaction(connection, cursor, chosen, work, dry_run=dry_run) if chosen else Done()
-
-        members, done = retried(one_chunk)
-        if not members:
-            return total
+    while not is_stopped(stopping):
+        keys, done = retried(functools.partial(_chunk, connection, choose, work, after, dry_run=dry_run))
+        if not keys:
+            break
         total.add(done)
-        after = members[-1]
+        after = keys[-1]
         if time.monotonic() - reported_s >= REPORT_S:
             reported_s = time.monotonic()
             log.info("%s: %d members, %d postings, %d points", job, total.members, total.postings, total.points)
+    return total
 
 
-def _transaction(
+def is_stopped(stopping: threading.Event | None) -> bool:
+    """Tell whether a job should end before it is done; what it has left is done by the next one."""
+    return stopping is not None and stopping.is_set()
+
+
+def _chunk(
     connection: Connection,
-    cursor: psycopg.Cursor[Any],
-    members: Sequence[str],
-    work: Callable[[psycopg.Cursor[Any], Sequence[str]], Done],
+    choose: Callable[[psycopg.Cursor[Any], Key], Sequence[Key]],
+    work: Callable[[psycopg.Cursor[Any], Sequence[Key]], Done],
+    after: Key,
     *,
     dry_run: bool,
-) -> Done:
-    done = Done()
-    try:
-        with connection.transaction():
-            done = work(cursor, members)
-            if dry_run:
-                raise _Undone
-    except _Undone:
-        pass
-    return done
+) -> tuple[Sequence[Key], Done]:
+    with connection.cursor() as cursor:
+        keys = choose(cursor, after)
+        if not keys:
+            return keys, Done()
+        with connection.transaction(force_rollback=dry_run):
+            return keys, work(cursor, keys)

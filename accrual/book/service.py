@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -17,7 +18,7 @@ from accrual.errors import BookError
 from accrual.settings import Settings
 from accrual.stream import Keys, StreamServer
 
-__all__ = ["BookService"]
+__all__ = ["BookService", "run_again"]
 
 FIRST_PAUSE_S: Final = 0.1
 
@@ -38,18 +39,11 @@ class BookService:
 
     def run(self, stopping: threading.Event) -> None:
         """Run until ``stopping`` is set, or until all is drained."""
-        pause_s = FIRST_PAUSE_S
-        while not stopping.is_set():
-            try:
-                self._follow(self._partitions, stopping)
-            except (redis.ConnectionError, redis.TimeoutError, BookError) as error:
-                if self._drain or not _may_pass(error):
-                    raise
-                log.warning("%s; trying again", " ".join(str(error).split()))
-                stopping.wait(pause_s)
-                pause_s = min(2 * pause_s, self._settings.backoff_limit_ms / 1000)
-            else:
-                return
+        work = functools.partial(self._follow, self._partitions, stopping)
+        if self._drain:
+            work()
+        else:
+            run_again(work, stopping, longest_pause_s=self._settings.backoff_limit_ms / 1000)
 
     def _follow(self, partitions: Sequence[str], stopping: threading.Event) -> None:
         with ExitStack() as opened:
@@ -61,6 +55,25 @@ class BookService:
                 follower = Follower(connection, client, name, require_durable=durable)
                 followers.append(opened.enter_context(follower))
             follow(followers, stopping, drain=self._drain)
+
+
+def run_again(work: Callable[[], None], stopping: threading.Event, *, longest_pause_s: float) -> None:
+    """Do ``work`` until it ends, again whenever a server or database went away, or until ``stopping`` is set.
+
+    Raises what waiting cannot mend.
+    """
+    pause_s = FIRST_PAUSE_S
+    while not stopping.is_set():
+        try:
+            work()
+        except (redis.ConnectionError, redis.TimeoutError, BookError) as error:
+            if not _may_pass(error):
+                raise
+            log.warning("%s; trying again", " ".join(str(error).split()))
+            stopping.wait(pause_s)
+            pause_s = min(2 * pause_s, longest_pause_s)
+        else:
+            return
 
 
 def _may_pass(error: Exception) -> bool:

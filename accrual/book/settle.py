@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
 
-from accrual.book.chunks import CHUNK_MEMBERS, Done, in_chunks
+from accrual.book.chunks import CHUNK_MEMBERS, Done, Key, in_chunks, is_stopped
 from accrual.book.database import Connection
 from accrual.book.posting import act, begin_settlement, lock_members, plan, post
 from accrual.rulebook import Rulebook, day_text
@@ -18,6 +19,17 @@ CHOOSE: Final = """
     SELECT DISTINCT e.member FROM book.entries e JOIN book.balances b ON b.member = e.member AND b.pending > 0
     WHERE e.day = %(day)s AND e.outcome IN ('granted', 'held') AND e.points > 0 AND e.member > %(after)s
     ORDER BY e.member LIMIT %(limit)s
+"""
+
+# Those who got entries of the day after it was settled: a few, which are found without looking at all the others again.
+STRAGGLERS: Final = """
+    SELECT DISTINCT e.member
+    FROM book.partitions p CROSS JOIN LATERAL (
+        SELECT member FROM book.entries
+        WHERE day = %(day)s AND partition_id = p.partition_id AND points > 0
+            AND seq > coalesce((%(since)s::jsonb ->> p.partition_id::text)::bigint, 0)
+    ) e
+    WHERE e.member > %(after)s ORDER BY e.member LIMIT %(limit)s
 """
 
 PENDING: Final = """
@@ -36,26 +48,36 @@ PENDING: Final = """
 
 
 def settle(
-    connection: Connection, rulebook: Rulebook, day: int, *, by: str = "scheduler", dry_run: bool = False
+    connection: Connection,
+    rulebook: Rulebook,
+    day: int,
+    *,
+    by: str = "scheduler",
+    dry_run: bool = False,
+    stopping: threading.Event | None = None,
+    since: str | None = None,
 ) -> Done:
     """Settle day number ``day`` and return what was done; what became pending after an earlier settlement too.
 
-    Lots expire ``expiry_months`` of ``rulebook`` after the day, or when the member's lot of that day does already.
+    Lots expire ``expiry_months`` of ``rulebook`` after the day, or when the member's lot of that day does already. Once
+    ``stopping`` is set, the rest is left to the next settlement of the day. With ``since``, the day's last seqs by
+    partition (JSON) before a settlement that was finished, only members with entries behind them are looked at.
     """
     text = day_text(day)
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         action = act(cursor, "settle", by=by, details={"day": text, "rulebook": rulebook.version})
         begin_settlement(cursor, day, action)
 
-    def choose(cursor: psycopg.Cursor[Any], after: str) -> list[str]:
-        cursor.execute(CHOOSE, {"day": text, "after": after, "limit": CHUNK_MEMBERS})
-        return [member for (member,) in cursor.fetchall()]
+    def choose(cursor: psycopg.Cursor[Any], after: Key) -> list[Key]:
+        parameters = {"day": text, "after": after[0], "limit": CHUNK_MEMBERS, "since": since}
+        cursor.execute(CHOOSE if since is None else STRAGGLERS, parameters)
+        return cursor.fetchall()
 
-    def work(cursor: psycopg.Cursor[Any], members: Sequence[str]) -> Done:
-        return settle_members(cursor, rulebook, day, members, action)
+    def work(cursor: psycopg.Cursor[Any], keys: Sequence[Key]) -> Done:
+        return settle_members(cursor, rulebook, day, [member for (member,) in keys], action)
 
-    done = in_chunks(connection, f"settle {text}", choose, work, dry_run=dry_run)
-    if not dry_run:
+    done = in_chunks(connection, f"settle {text}", choose, work, ("",), dry_run=dry_run, stopping=stopping)
+    if not dry_run and not is_stopped(stopping):
         connection.execute("UPDATE book.settled_days SET finished = true WHERE day = %s AND NOT finished", (text,))
     return done
 

@@ -23,7 +23,7 @@ BAD_USAGE: Final = 2
 INTERRUPTED: Final = 130
 
 # Commands that run until they are told to stop: for them to be told so is to be done.
-SERVICES: Final = ("worker", "book")
+SERVICES: Final = ("worker", "book", "slow", "jobs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

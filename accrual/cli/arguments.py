@@ -5,14 +5,25 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TextIO, TypeAlias
 
 from accrual.settings import Setting, Settings, all_settings, load_settings
 
-__all__ = ["Commands", "add_command", "add_settings", "log_to_stderr", "settings_of", "write_lines"]
+__all__ = [
+    "Commands",
+    "add_command",
+    "add_settings",
+    "log_to_stderr",
+    "settings_of",
+    "until_told_to_stop",
+    "write_lines",
+]
 
 # argparse hands out this type, but under no public name.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
@@ -70,6 +81,17 @@ def log_to_stderr(level: str) -> None:
     log = logging.getLogger("accrual")
     log.handlers = [handler]
     log.setLevel(level.upper())
+
+
+@contextmanager
+def until_told_to_stop() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set, for a service that looks at it between two pieces of work."""
+    stopping = threading.Event()
+    with ExitStack() as restored:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.signal(number, lambda *_: stopping.set())
+            restored.callback(signal.signal, number, before)
+        yield stopping
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

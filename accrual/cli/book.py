@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import threading
-from contextlib import ExitStack
 
-from accrual.cli.arguments import Commands, add_command, add_settings, log_to_stderr, settings_of
+from accrual.cli.arguments import Commands, add_command, add_settings, log_to_stderr, settings_of, until_told_to_stop
 from accrual.rulebook import load
 
 __all__ = ["add"]
@@ -37,9 +34,6 @@ def _run(parsed: argparse.Namespace) -> int:
     settings = settings_of(parsed, "rulebook", "redis", "database", "partition")
     log_to_stderr(settings.log_level)
     load(settings.rulebook)
-    stopping = threading.Event()
-    with ExitStack() as restored:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            restored.callback(signal.signal, number, signal.signal(number, lambda *_: stopping.set()))
+    with until_told_to_stop() as stopping:
         BookService(settings, drain=parsed.drain).run(stopping)
     return 0

@@ -14,14 +14,21 @@ from accrual.cli import (
     BAD_USAGE,
     DONE,
     FOUND_SOMETHING_WRONG,
+    adjust,
     balance,
     book,
     check,
+    confirm,
     deadletters,
     demo,
+    expire,
     ledger,
+    release,
+    remind,
     rulebook,
+    schedule,
     settle,
+    slow,
     worker,
 )
 from accrual.cli.arguments import Commands, add_command
@@ -72,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add(commands)
     deadletters.add(commands)
     rulebook.add(commands)
-    for command in (book, settle, balance):
+    for command in (book, schedule, slow, settle, remind, expire, adjust, release, confirm, balance):
         command.add(commands)
     demo.add(commands)
     return parser

@@ -10,6 +10,7 @@
     connections  stream entries in (replies), batches out (resp)
     commit       ledger, dead letters and checkpoint, together or not at all
     deadletters  what could not be decided, and the way back
+    messages     what the book sends
     rulebooks    a new rulebook on its way to the worker
     scripts      the Lua files that do it on the server
 """
@@ -27,6 +28,7 @@ from accrual.stream.commit import Answer, Commit, lost_to
 from accrual.stream.connections import CommandConnection, ReadConnection, Refused
 from accrual.stream.deadletters import StoredLetter, last_letter, read_letters, redrive
 from accrual.stream.keys import Keys
+from accrual.stream.messages import send_message, stream_time_ms
 from accrual.stream.ownership import Heartbeat, Held, Owned, Ownership
 from accrual.stream.replies import PlainReplyReader, Reader, open_reader
 from accrual.stream.resp import command
@@ -68,7 +70,9 @@ __all__ = [
     "read_letters",
     "redrive",
     "refuse",
+    "send_message",
     "standing",
     "stream_id_text",
+    "stream_time_ms",
     "without_password",
 ]

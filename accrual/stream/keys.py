@@ -53,5 +53,15 @@ class Keys:
         """The rulebooks waiting to be adopted."""
         return self._key("rulebooks")
 
+    @property
+    def outbox(self) -> str:
+        """The hash that says how far the book has sent its messages."""
+        return self._key("outbox")
+
+    @property
+    def notifications(self) -> str:
+        """The stream of what members should be told."""
+        return self._key("notifications")
+
     def _key(self, name: str) -> str:
         return f"accrual:{{{self.partition}}}:{name}"

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["ACQUIRE", "COMMIT", "HEARTBEAT", "REDRIVE", "REFUSE", "RELEASE", "Script"]
+__all__ = ["ACQUIRE", "COMMIT", "HEARTBEAT", "OUTBOX", "REDRIVE", "REFUSE", "RELEASE", "Script"]
 
 
 class Script(msgspec.Struct, frozen=True, dict=True):
@@ -43,3 +43,4 @@ RELEASE: Final = Script("release")
 COMMIT: Final = Script("commit", "intact")
 REFUSE: Final = Script("refuse")
 REDRIVE: Final = Script("redrive")
+OUTBOX: Final = Script("outbox")

@@ -171,6 +171,15 @@ CREATE INDEX postings_by_day ON book.postings (day, member);
 CREATE INDEX postings_by_entry ON book.postings (partition_id, seq) WHERE seq IS NOT NULL;
 CREATE INDEX postings_by_action ON book.postings (action);
 
+-- What became of a deferred event when it was dealt with, once.
+CREATE TABLE book.resolutions (
+    partition_id smallint NOT NULL,
+    seq bigint NOT NULL,
+    result text COLLATE "C" NOT NULL CHECK (result IN ('refund', 'late', 'duplicate', 'exception')),
+    action bigint NOT NULL REFERENCES book.actions DEFERRABLE INITIALLY DEFERRED,
+    PRIMARY KEY (partition_id, seq)
+);
+
 -- A refund that was accepted: what the sum of an order's refunds is made of. `order_seq` is the order's entry.
 CREATE TABLE book.refunds (
     partition_id smallint NOT NULL,
@@ -232,10 +241,12 @@ CREATE TABLE book.members (
 -- ---------------------------------------------------------------------------------------------------- work lists
 
 -- Days whose pending points have become available; a day is here from the beginning of its first settlement on.
+-- `through` has the last seq of the day in each partition before the scheduler settled it: it does so again when one grew.
 CREATE TABLE book.settled_days (
     day date PRIMARY KEY,
     action bigint NOT NULL REFERENCES book.actions DEFERRABLE INITIALLY DEFERRED,
-    finished boolean NOT NULL DEFAULT false
+    finished boolean NOT NULL DEFAULT false,
+    through jsonb
 );
 
 -- What is left to do of the deferred events, in the order in which they came.
@@ -275,20 +286,24 @@ CREATE TABLE book.adjustments (
     asked_by text NOT NULL,
     asked_at timestamptz NOT NULL DEFAULT now(),
     approved_by text,
+    rejected_by text,
     action bigint REFERENCES book.actions DEFERRABLE INITIALLY DEFERRED,
-    CHECK (approved_by IS NULL OR approved_by <> asked_by)
+    CHECK (approved_by IS NULL OR approved_by <> asked_by),
+    CHECK (rejected_by IS NULL OR action IS NULL)
 );
 
--- Messages for the stream server, sent in order, each once: `stream` is `events` or `notifications`.
+-- Messages for the stream server, each sent once, in the order of `position`, which a message gets when it is first about
+-- to be sent. `value` is JSON; an event gets its `ts` when it is sent.
 CREATE TABLE book.outbox (
     partition_id smallint NOT NULL REFERENCES book.partitions,
     message bigint NOT NULL DEFAULT nextval('book.numbers'),
     stream text COLLATE "C" NOT NULL CHECK (stream IN ('events', 'notifications')),
-    field text COLLATE "C" NOT NULL,
     value bytea NOT NULL,
     action bigint NOT NULL REFERENCES book.actions DEFERRABLE INITIALLY DEFERRED,
+    position bigint,
     sent_at timestamptz,
-    PRIMARY KEY (partition_id, message)
+    PRIMARY KEY (partition_id, message),
+    UNIQUE (partition_id, position)
 );
 
 CREATE INDEX outbox_unsent ON book.outbox (partition_id, message) WHERE sent_at IS NULL;
@@ -306,7 +321,8 @@ DECLARE
     fact text;
 BEGIN
     FOREACH fact IN ARRAY ARRAY[
-        'batches', 'rulebooks', 'entries', 'identities', 'deferred', 'actions', 'postings', 'refunds', 'reminders'
+        'batches', 'rulebooks', 'entries', 'identities', 'deferred', 'actions', 'postings', 'refunds', 'reminders',
+        'resolutions'
     ] LOOP
         EXECUTE format(
             'CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON book.%I FOR EACH ROW EXECUTE FUNCTION book.refuse_change()',

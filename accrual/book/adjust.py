@@ -1,0 +1,192 @@
+"""``adjust``: points given or taken by a person, with a reason, and large ones by two persons (SPEC section 9)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any, Final
+
+import msgspec
+import psycopg
+
+from accrual.book.database import Connection, retried
+from accrual.book.posting import act, lock_members, plan, post
+from accrual.book.programme import expiry_months, today
+from accrual.book.texts import shown, stored
+from accrual.errors import BookError, UsageError
+from accrual.rulebook import MAXIMUM_POINTS, day_text
+
+__all__ = ["Adjustment", "adjust", "approve", "check_reason", "check_text", "reject", "waiting_adjustments"]
+
+REASON: Final = re.compile(r"[a-z0-9_-]{1,32}")
+NOTE_BYTES: Final = 4096
+COLUMNS: Final = "adjustment, member, points, reason, note, asked_by, approved_by, action, rejected_by"
+
+MOVE: Final = """
+    SELECT 0, %(member)s, 'adjust', CASE WHEN %(points)s > 0 THEN 'issuance' ELSE 'available' END,
+        CASE WHEN %(points)s > 0 THEN 'available' ELSE 'issuance' END, abs(%(points)s), %(day)s::date,
+        (%(day)s::date + make_interval(months => %(months)s))::date, false, NULL::smallint, NULL::bigint, NULL::boolean,
+        NULL::bigint
+"""
+
+
+class Adjustment(msgspec.Struct, frozen=True):
+    """An adjustment; ``state`` is ``posted``, ``waiting`` for a second person, or ``rejected`` by one."""
+
+    adjustment: str
+    member: str
+    points: int
+    reason: str
+    note: str
+    by: str
+    state: str
+    approved_by: str | None = None
+    rejected_by: str | None = None
+
+
+def check_reason(reason: str) -> str:
+    """Return ``reason``. Raises ``UsageError`` where it is no reason code."""
+    if not REASON.fullmatch(reason):
+        raise UsageError(f"--reason: {reason!r} is not a code of 1 to 32 of the characters a-z 0-9 _ -")
+    return reason
+
+
+def check_text(flag: str, text: str, *, shortest: int = 1, longest: int = 64) -> str:
+    """Return ``text``. Raises ``UsageError`` naming ``flag`` where it is not so many bytes of UTF-8."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag}: {text!r} is not UTF-8") from None
+    if not shortest <= size <= longest:
+        raise UsageError(f"{flag}: {text[:longest]!r} is not {shortest} to {longest} bytes of UTF-8")
+    return text
+
+
+def adjust(
+    connection: Connection,
+    member: str,
+    points: int,
+    *,
+    reason: str,
+    note: str,
+    by: str,
+    approval_points: int,
+    key: str = "",
+    dry_run: bool = False,
+) -> Adjustment:
+    """Give ``points`` to a member, or take them where they are negative, and return what became of it.
+
+    An adjustment of more than ``approval_points`` waits for ``approve``. The ``key`` makes it unique: with one that is
+    known, nothing is done twice. Raises ``BookError`` where the key is that of another adjustment.
+    """
+    check_reason(reason)
+    check_text("--member", member)
+    check_text("--by", by)
+    check_text("--note", note, shortest=0, longest=NOTE_BYTES)
+    if not 0 < abs(points) <= MAXIMUM_POINTS:
+        raise UsageError(f"--points: {points} is nothing that can be given or taken")
+    key = check_text("--id", key or f"adjust-{secrets.token_hex(8)}")
+
+    def work() -> Adjustment:
+        with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO book.adjustments (adjustment, member, points, reason, note, asked_by) "
+                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (stored(key), stored(member), points, reason, stored(note), stored(by)),
+            )
+            is_new = cursor.rowcount == 1
+            found = _locked(cursor, key)
+            if (found.member, found.points, found.reason) != (member, points, reason):
+                known = f"{found.points} points for {found.member}, {found.reason}"
+                raise BookError(f"adjustment {key} is another one: {known}")
+            # One that waited before goes on waiting, even if it would not have to by what the setting is now.
+            if is_new and abs(points) <= approval_points:
+                _post(cursor, found, by=by)
+            return _locked(cursor, key)
+
+    return retried(work)
+
+
+def approve(connection: Connection, key: str, *, by: str, dry_run: bool = False) -> Adjustment:
+    """Post the adjustment ``key`` that waits. Raises ``BookError`` where ``by`` has asked for it, or there is none."""
+    check_text("--by", by)
+
+    def work() -> Adjustment:
+        with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
+            found = _locked(cursor, key)
+            if found.state == "rejected":
+                raise BookError(f"adjustment {key} was rejected by {found.rejected_by}")
+            if found.state == "waiting":
+                if found.by == by:
+                    raise BookError(f"adjustment {key} was asked for by {by}: somebody else must approve it")
+                _post(cursor, found, by=by)
+                cursor.execute(
+                    "UPDATE book.adjustments SET approved_by = %s WHERE adjustment = %s", (stored(by), stored(key))
+                )
+            return _locked(cursor, key)
+
+    return retried(work)
+
+
+def reject(connection: Connection, key: str, *, by: str, dry_run: bool = False) -> Adjustment:
+    """Turn down the adjustment ``key`` that waits. Raises ``BookError`` where it is posted, or there is none."""
+    check_text("--by", by)
+    with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
+        found = _locked(cursor, key)
+        if found.state == "posted":
+            raise BookError(f"adjustment {key} is posted; take it back with another one")
+        if found.state == "waiting":
+            cursor.execute(
+                "UPDATE book.adjustments SET rejected_by = %s WHERE adjustment = %s", (stored(by), stored(key))
+            )
+        return _locked(cursor, key)
+
+
+def waiting_adjustments(connection: Connection) -> list[Adjustment]:
+    """Return the adjustments that wait for a second person, oldest first."""
+    rows = connection.execute(
+        f"SELECT {COLUMNS} FROM book.adjustments WHERE action IS NULL AND rejected_by IS NULL "  # noqa: S608
+        "ORDER BY asked_at, adjustment"
+    )
+    return [_adjustment(row) for row in rows.fetchall()]
+
+
+def _locked(cursor: psycopg.Cursor[Any], key: str) -> Adjustment:
+    query = f"SELECT {COLUMNS} FROM book.adjustments WHERE adjustment = %s FOR UPDATE"  # noqa: S608
+    cursor.execute(query, (stored(key),))
+    row = cursor.fetchone()
+    if row is None:
+        raise BookError(f"there is no adjustment {key}")
+    return _adjustment(row)
+
+
+def _adjustment(row: tuple[Any, ...]) -> Adjustment:
+    key, member, points, reason, note, asked_by, approved_by, action, rejected_by = row
+    state = "posted" if action is not None else "rejected" if rejected_by is not None else "waiting"
+    return Adjustment(
+        adjustment=shown(key),
+        member=shown(member),
+        points=points,
+        reason=reason,
+        note=shown(note),
+        by=shown(asked_by),
+        state=state,
+        approved_by=shown(approved_by),
+        rejected_by=shown(rejected_by),
+    )
+
+
+def _post(cursor: psycopg.Cursor[Any], adjustment: Adjustment, *, by: str) -> None:
+    details = {"adjustment": stored(adjustment.adjustment)} | (
+        {"approved_by": stored(by)} if by != adjustment.by else {}
+    )
+    member = stored(adjustment.member)
+    lock_members(cursor, [member])
+    note, asked_by = stored(adjustment.note), stored(adjustment.by)
+    action = act(cursor, "adjust", by=asked_by, reason=adjustment.reason, note=note, details=details)
+    parameters = {"member": member, "points": adjustment.points, "day": day_text(today(cursor))}
+    plan(cursor, MOVE, parameters | {"months": expiry_months(cursor)})
+    post(cursor, action)
+    cursor.execute(
+        "UPDATE book.adjustments SET action = %s WHERE adjustment = %s", (action, stored(adjustment.adjustment))
+    )

@@ -1,0 +1,180 @@
+"""``release`` and ``confirm``: what a reviewer makes of a frozen member (SPEC section 9).
+
+Released points go on as if they had never been held; confirmed ones go back to where they came from, and with them,
+where the reviewer asks for it, what the member earned in a span of days before. The fast path learns of it by an event
+that is written in the same transaction (outbox.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import psycopg
+
+from accrual.book.adjust import check_reason
+from accrual.book.database import Connection, retried
+from accrual.book.outbox import write_event
+from accrual.book.posting import act, is_settled, lock_members, plan, post
+from accrual.book.programme import expiry_months
+from accrual.book.texts import stored
+from accrual.errors import BookError
+from accrual.rulebook import day_text
+
+__all__ = ["Verdict", "confirm", "release"]
+
+HELD: Final = "FROM book.holdings WHERE member = %(member)s AND account = 'held' AND points_left > 0"
+
+HELD_DAYS: Final = f"SELECT DISTINCT day - date '1970-01-01' {HELD} ORDER BY 1"
+
+RELEASED: Final = f"""
+    SELECT row_number() OVER (ORDER BY number, seq), member, 'release', 'held',
+        CASE WHEN day = ANY(%(settled)s::date[]) THEN 'available' ELSE 'pending' END, points_left, day,
+        (day + make_interval(months => %(months)s))::date, false, partition_id, seq, late, NULL::bigint
+    {HELD} ORDER BY number, seq
+"""
+
+CONFIRMED: Final = """
+    SELECT row_number() OVER (ORDER BY number, seq), member,
+        CASE account WHEN 'held' THEN 'confirm' ELSE 'clawback' END, account, 'issuance', points_left, day,
+        NULL::date, account = 'available', partition_id, seq, late, NULL::bigint
+    FROM book.holdings
+    WHERE member = %(member)s AND points_left > 0
+        AND (account = 'held' OR day BETWEEN %(first)s::date AND %(last)s::date)
+    ORDER BY number, seq
+"""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a release or a confirmation did. ``event`` is the id of what is sent; empty where nothing was to be done."""
+
+    member: str
+    state: str
+    postings: int = 0
+    points: int = 0
+    clawed_back: int = 0
+    event: str = ""
+
+
+def release(
+    connection: Connection,
+    member: str,
+    *,
+    reason: str,
+    by: str,
+    note: str = "",
+    immune_until_ms: int | None = None,
+    dry_run: bool = False,
+) -> Verdict:
+    """Release what ``member`` has held, and the member; does nothing where the member is active and nothing is held.
+
+    Raises ``BookError`` for a member whom the book does not know.
+    """
+    check_reason(reason)
+    name = stored(member)
+
+    def work() -> Verdict:
+        with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
+            state, partition_id = _locked(cursor, member)
+            cursor.execute(HELD_DAYS, {"member": name})
+            days = [day for (day,) in cursor.fetchall()]
+            if not days and state == "active":
+                return Verdict(member, state)
+            settled = [day_text(day) for day in days if is_settled(cursor, day)]
+            details = {"member": name, "immune_until_ms": immune_until_ms}
+            action = act(cursor, "release", by=stored(by), reason=reason, note=stored(note), details=details)
+            postings = plan(cursor, RELEASED, {"member": name, "settled": settled, "months": expiry_months(cursor)})
+            points = post(cursor, action)
+            immunity = {} if immune_until_ms is None else {"immune_until": immune_until_ms}
+            event = _tell(cursor, "member_released", member, partition_id, action, immunity)
+            _set_state(cursor, name, "active", partition_id, action, immune_until_ms)
+            return Verdict(member, "active", postings, points, event=event)
+
+    return retried(work)
+
+
+def confirm(
+    connection: Connection,
+    member: str,
+    *,
+    reason: str,
+    by: str,
+    note: str = "",
+    claw_back: tuple[int, int] | None = None,
+    dry_run: bool = False,
+) -> Verdict:
+    """Take back what ``member`` has held, and block the member; does nothing where both have been done.
+
+    ``claw_back`` is the first and last day number of a span of which everything that is left is taken back too. Raises
+    ``BookError`` for a member whom the book does not know.
+    """
+    check_reason(reason)
+    name = stored(member)
+    first, last = (day_text(day) for day in claw_back) if claw_back else (None, None)
+
+    def work() -> Verdict:
+        with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
+            state, partition_id = _locked(cursor, member)
+            postings = plan(cursor, CONFIRMED, {"member": name, "first": first, "last": last})
+            if not postings and state == "blocked":
+                return Verdict(member, state)
+            details = {"member": name, "claw_back": [first, last] if claw_back else None}
+            action = act(cursor, "confirm", by=stored(by), reason=reason, note=stored(note), details=details)
+            cursor.execute("SELECT coalesce(sum(points), 0)::bigint FROM moves WHERE kind = 'clawback'")
+            clawed_back: int = (cursor.fetchone() or (0,))[0]
+            points = post(cursor, action)
+            event = _tell(cursor, "member_blocked", member, partition_id, action) if state != "blocked" else ""
+            _set_state(cursor, name, "blocked", partition_id, action)
+            return Verdict(member, "blocked", postings, points, clawed_back, event)
+
+    return retried(work)
+
+
+def _locked(cursor: psycopg.Cursor[Any], member: str) -> tuple[str, int]:
+    """Lock a member and return the state and the partition that the book knows. Raises ``BookError``."""
+    name = stored(member)
+    cursor.execute(
+        """
+        SELECT coalesce((SELECT partition_id FROM book.members WHERE member = %(member)s),
+            (SELECT partition_id FROM book.entries WHERE member = %(member)s ORDER BY number DESC LIMIT 1))
+        """,
+        {"member": name},
+    )
+    (partition_id,) = cursor.fetchone() or (None,)
+    if partition_id is None:
+        raise BookError(f"--member: the book knows no member {member}")
+    lock_members(cursor, [name])
+    cursor.execute("SELECT state FROM book.members WHERE member = %s FOR UPDATE", (name,))
+    (state,) = cursor.fetchone() or ("active",)
+    return state, partition_id
+
+
+def _tell(
+    cursor: psycopg.Cursor[Any],
+    kind: str,
+    member: str,
+    partition_id: int,
+    action: int,
+    attributes: Mapping[str, object] | None = None,
+) -> str:
+    return write_event(cursor, partition_id, {"kind": kind, "member": member, **(attributes or {})}, action)
+
+
+def _set_state(
+    cursor: psycopg.Cursor[Any],
+    name: str,
+    state: str,
+    partition_id: int,
+    number: int,
+    immune_until_ms: int | None = None,
+) -> None:
+    """Note the state as it will be: the event is on its way, and until it is applied nobody needs to act again."""
+    cursor.execute(
+        """
+        INSERT INTO book.members AS m (member, partition_id, state, immune_until_ms, number) VALUES (%s, %s, %s, %s, %s)
+        ON CONFLICT (member) DO UPDATE SET state = excluded.state, number = excluded.number,
+            immune_until_ms = CASE excluded.state WHEN 'active' THEN excluded.immune_until_ms ELSE m.immune_until_ms END
+        """,
+        (name, partition_id, state, immune_until_ms, number),
+    )

@@ -1,0 +1,208 @@
+"""Refunds: what an order's points shrink to when part of its money goes back (SPEC section 9)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import psycopg
+
+from accrual.book.chunks import Done
+from accrual.book.posting import act, lock_members, plan, post
+from accrual.book.texts import shown
+from accrual.book.waiting import Deferred, claim, held_ids, open_exception, resolve, waiting_after
+
+__all__ = ["judge_refunds"]
+
+CHUNK_EVENTS: Final = 1000
+
+ORDERS: Final = """
+    SELECT i.paid_order, e.day::text, e.partition_id, e.seq, e.late, e.member, e.outcome, e.amount_fen, e.uncapped,
+        e.points
+    FROM book.identities i
+    JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (i.day, i.partition_id, i.seq, i.late)
+    WHERE i.paid_order = ANY(%s) ORDER BY e.number, e.seq
+"""
+
+# What is known of the orders under their members' locks: what was refunded before, where their points are.
+STANDING: Final = """
+    SELECT o.partition_id, o.seq, o.late,
+        (SELECT coalesce(sum(amount_fen), 0)::bigint FROM book.refunds r
+            WHERE (r.order_partition_id, r.order_seq, r.order_late) = (o.partition_id, o.seq, o.late)),
+        h.points_left, h.account
+    FROM unnest(%(days)s::date[], %(partitions)s::smallint[], %(seqs)s::bigint[], %(lates)s::boolean[])
+        AS o (day, partition_id, seq, late)
+    LEFT JOIN book.holdings h ON (h.day, h.partition_id, h.seq, h.late) = (o.day, o.partition_id, o.seq, o.late)
+"""
+
+REVERSALS: Final = """
+    SELECT row_number() OVER (PARTITION BY member ORDER BY place), member, 'refund', account, 'issuance', points, day,
+        NULL::date, account = 'available', partition_id, seq, late, cause_seq
+    FROM unnest(%(members)s::text[], %(accounts)s::text[], %(points)s::bigint[], %(days)s::date[],
+        %(partitions)s::smallint[], %(seqs)s::bigint[], %(lates)s::boolean[], %(causes)s::bigint[])
+        WITH ORDINALITY AS r (member, account, points, day, partition_id, seq, late, cause_seq, place)
+"""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An order's entry. ``day`` is a date as text; ``amount_fen`` is never absent, since an order has one."""
+
+    day: str
+    partition_id: int
+    seq: int
+    late: bool
+    member: str
+    outcome: str
+    amount_fen: int
+    uncapped: int
+    points: int
+
+    @property
+    def key(self) -> tuple[int, int, bool]:
+        """What names the entry."""
+        return self.partition_id, self.seq, self.late
+
+    def keep(self, refunded_fen: int) -> int:
+        """Return the points that the order keeps when ``refunded_fen`` of its amount, above 0, went back."""
+        return min(self.points, self.uncapped * (self.amount_fen - refunded_fen) // self.amount_fen)
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A refund that is accepted: how many points of the order are reversed, and out of which account."""
+
+    refund: Deferred
+    order: Order
+    reversed: int
+    account: str | None
+
+
+def judge_refunds(
+    cursor: psycopg.Cursor[Any], place: tuple[int, int, int], wait_s: float, by: str
+) -> tuple[tuple[int, int, int] | None, bool, Done]:
+    """Deal with a chunk of the refunds that wait behind ``place``, within the cursor's transaction and turn.
+
+    Return where to go on (``None`` at the end), whether some of the chunk must be looked at again because of another
+    refund of their order, and what was done.
+    """
+    refunds = waiting_after(cursor, "refund", place, CHUNK_EVENTS)
+    if not refunds:
+        return None, False, Done()
+    held = held_ids(cursor, refunds)
+    duplicates: list[Deferred] = []
+    first_of_order: dict[str, Deferred] = {}
+    seen: set[str] = set()
+    again = False
+    for refund in refunds:
+        assert refund.order_id is not None
+        if refund.event in held:
+            duplicates.append(refund)
+        elif refund.order_id in first_of_order or refund.event in seen:
+            again = True
+        else:
+            first_of_order[refund.order_id] = refund
+            seen.add(refund.event)
+    accepted, refused, unknown = _judge(cursor, first_of_order)
+    for refund in unknown:
+        if refund.waited_s >= wait_s:
+            open_exception(cursor, "order_unknown", refund, f"there is no order {shown(refund.order_id)}")
+    if not (accepted or refused or duplicates):
+        return refunds[-1].place, again, Done()
+    action = act(cursor, "refund", by=by)
+    claim(cursor, [item.refund for item in accepted] + refused)
+    resolve(cursor, duplicates, "duplicate", action)
+    resolve(cursor, refused, "exception", action)
+    done = _reverse(cursor, accepted, action)
+    resolve(cursor, [item.refund for item in accepted], "refund", action)
+    return refunds[-1].place, again, done
+
+
+def _judge(
+    cursor: psycopg.Cursor[Any], refunds: dict[str, Deferred]
+) -> tuple[list[Accepted], list[Deferred], list[Deferred]]:
+    """Return which refunds, by order id, are accepted, which are left to a person, and whose order is unknown."""
+    orders = _orders(cursor, list(refunds))
+    found = {order_id: order for order_id in refunds if (order := _order_of(orders[order_id])) is not None}
+    lock_members(cursor, [order.member for order in found.values()])
+    standing = _standing(cursor, list(found.values()))
+    accepted, refused = [], []
+    for order_id, order in found.items():
+        refund = refunds[order_id]
+        refunded_fen, left, account = standing[order.key]
+        fault = _fault(refund, order, orders[order_id], refunded_fen)
+        if fault is not None:
+            open_exception(cursor, fault[0], refund, fault[1], {"order": order_id})
+            refused.append(refund)
+            continue
+        assert refund.amount_fen is not None
+        keep = order.keep(refunded_fen + refund.amount_fen) if order.amount_fen else left
+        accepted.append(Accepted(refund, order, max(0, left - keep), account))
+    return accepted, refused, [refund for order_id, refund in refunds.items() if order_id not in found]
+
+
+def _orders(cursor: psycopg.Cursor[Any], order_ids: list[str]) -> defaultdict[str, list[Order]]:
+    cursor.execute(ORDERS, (order_ids,))
+    orders: defaultdict[str, list[Order]] = defaultdict(list)
+    for order_id, *fields in cursor.fetchall():
+        orders[order_id].append(Order(*fields))
+    return orders
+
+
+def _order_of(candidates: Sequence[Order]) -> Order | None:
+    """Return the entry of an order that was booked under several event ids: the first that has points, or the first."""
+    with_points = [order for order in candidates if order.outcome in ("granted", "held")]
+    return next(iter(with_points or candidates), None)
+
+
+def _standing(
+    cursor: psycopg.Cursor[Any], orders: Sequence[Order]
+) -> dict[tuple[int, int, bool], tuple[int, int, str | None]]:
+    cursor.execute(
+        STANDING,
+        {
+            "days": [order.day for order in orders],
+            "partitions": [order.partition_id for order in orders],
+            "seqs": [order.seq for order in orders],
+            "lates": [order.late for order in orders],
+        },
+    )
+    return {(row[0], row[1], row[2]): (row[3], row[4] or 0, row[5]) for row in cursor.fetchall()}
+
+
+def _fault(refund: Deferred, order: Order, candidates: Sequence[Order], refunded_fen: int) -> tuple[str, str] | None:
+    """Return the kind and the words of what a person must look at; ``None`` where the refund is in order."""
+    name, amount_fen = shown(refund.order_id), refund.amount_fen or 0
+    if sum(candidate.outcome in ("granted", "held") for candidate in candidates) > 1:
+        return "order_ambiguous", f"order {name} was booked {len(candidates)} times under different event ids"
+    if refund.member != order.member:
+        return "refund_of_another", f"order {name} belongs to {shown(order.member)}, not to {shown(refund.member)}"
+    if refunded_fen + amount_fen > order.amount_fen:
+        said = f"{refunded_fen} fen were refunded before, and {amount_fen} more"
+        return "refund_exceeds_order", f"order {name} has {order.amount_fen} fen; {said} are too much"
+    return None
+
+
+def _reverse(cursor: psycopg.Cursor[Any], accepted: Sequence[Accepted], action: int) -> Done:
+    """Note the refunds, and move the points back."""
+    cursor.executemany(
+        "INSERT INTO book.refunds (partition_id, seq, order_partition_id, order_seq, order_late, amount_fen, reversed, "
+        "action) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            (item.refund.partition_id, item.refund.seq, *item.order.key, item.refund.amount_fen, item.reversed, action)
+            for item in accepted
+        ],
+    )
+    moving = [item for item in accepted if item.reversed]
+    parameters = {
+        "members": [item.order.member for item in moving],
+        "accounts": [item.account for item in moving],
+        "points": [item.reversed for item in moving],
+        "days": [item.order.day for item in moving],
+        "partitions": [item.order.partition_id for item in moving],
+        "seqs": [item.order.seq for item in moving],
+        "lates": [item.order.late for item in moving],
+        "causes": [item.refund.seq for item in moving],
+    }
+    postings = plan(cursor, REVERSALS, parameters)
+    return Done(len({item.order.member for item in moving}), postings, post(cursor, action))

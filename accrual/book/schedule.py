@@ -1,0 +1,211 @@
+"""``jobs``: one process that does all the jobs of the book, each when it is time.
+
+Of several such processes one is at work and the others stand by; they would do no harm either, since every job is safe
+to run twice at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import redis
+
+from accrual.book.chunks import Done, is_stopped
+from accrual.book.database import Connection, open_book
+from accrual.book.expire import expire
+from accrual.book.outbox import send_outbox
+from accrual.book.reminders import remind
+from accrual.book.service import run_again
+from accrual.book.settle import settle
+from accrual.book.slow import slow
+from accrual.rulebook import Rulebook, day_text
+from accrual.settings import Settings
+from accrual.stream import Keys, StreamServer, parse_stream_id
+
+__all__ = ["DueDay", "Report", "Scheduler", "days_to_settle"]
+
+# What one run of one job did.
+Report: TypeAlias = dict[str, Any]
+
+LEADER_LOCK: Final = 0x6A6F_6273  # "jobs"
+STANDBY_S: Final = 1.0
+
+# In the order in which they are done: what was settled may be reminded of, and points expire after the last reminder.
+INTERVALS_S: Final = {"slow": 1.0, "settle": 60.0, "remind": 3600.0, "expire": 600.0, "outbox": 1.0}
+
+# Days whose settlement is not finished, or that have got entries since the scheduler settled them last. Every day but
+# those of late events from long ago has a partition of its own, so that the days need no search.
+DAYS_TO_SETTLE: Final = """
+    WITH RECURSIVE other (day) AS (
+        SELECT min(day) FROM book.entries_other
+        UNION ALL
+        SELECT (SELECT min(day) FROM book.entries_other e WHERE e.day > other.day) FROM other WHERE day IS NOT NULL
+    ), days (day) AS (
+        SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM '''(.*?)''')::date
+        FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'book.entries'::regclass AND i.inhrelid <> 'book.entries_other'::regclass
+        UNION
+        SELECT day FROM other WHERE day IS NOT NULL
+    )
+    SELECT d.day - date '1970-01-01', l.through::text, CASE WHEN s.finished THEN s.through::text END
+    FROM days d LEFT JOIN book.settled_days s USING (day)
+    CROSS JOIN LATERAL (
+        SELECT jsonb_object_agg(p.partition_id, e.last_seq) AS through
+        FROM book.partitions p CROSS JOIN LATERAL (
+            SELECT max(seq) AS last_seq FROM book.entries e WHERE (e.day, e.partition_id) = (d.day, p.partition_id)
+        ) e
+        WHERE e.last_seq IS NOT NULL
+    ) l
+    WHERE d.day <= date '1970-01-01' + %s AND l.through IS NOT NULL
+        AND (s.finished AND s.through = l.through) IS NOT TRUE
+    ORDER BY d.day
+"""
+
+log = logging.getLogger("accrual.book")
+
+
+class DueDay(msgspec.Struct, frozen=True):
+    """A day to be settled: ``through`` is what to note afterwards, ``since`` what was noted the last time, if ever."""
+
+    day: int
+    through: str
+    since: str | None
+
+
+def days_to_settle(connection: Connection, client: redis.Redis, rulebook: Rulebook, today: int) -> list[DueDay]:
+    """Return the days that are to be settled now, or again.
+
+    A day is due ``settlement_days`` after it, once the book of every partition has come to a later day, or to the end
+    of its stream. What comes later still makes it due again.
+    """
+    last = today - rulebook.settlement_days
+    for name, through in connection.execute("SELECT name, through FROM book.partitions").fetchall():
+        position = parse_stream_id(through)
+        if position < _end_of_stream(client, Keys(name)):
+            last = min(last, rulebook.calendar.day(position[0]) - 1)
+    return [DueDay(*row) for row in connection.execute(DAYS_TO_SETTLE, (last,)).fetchall()]
+
+
+def _end_of_stream(client: redis.Redis, keys: Keys) -> tuple[int, int]:
+    if not client.exists(keys.events):
+        return 0, 0
+    information: Any = client.xinfo_stream(keys.events)
+    return parse_stream_id(information["last-generated-id"])
+
+
+class Scheduler:
+    """Does the jobs by ``rulebook``. ``now_ms`` is the time by which a business day is today's."""
+
+    def __init__(
+        self, settings: Settings, rulebook: Rulebook, *, now_ms: Callable[[], int] = lambda: int(time.time() * 1000)
+    ) -> None:
+        self._settings = settings
+        self._rulebook = rulebook
+        self._now_ms = now_ms
+
+    def run(self, stopping: threading.Event) -> None:
+        """Do each job at its interval until ``stopping`` is set; a server or database that is away is waited for."""
+
+        def work() -> None:
+            with self._leading(stopping) as jobs:
+                due_s = dict.fromkeys(INTERVALS_S, time.monotonic())
+                while not stopping.is_set():
+                    for name in [name for name, at_s in due_s.items() if at_s <= time.monotonic()]:
+                        _log(jobs.run(name))
+                        due_s[name] = time.monotonic() + INTERVALS_S[name]
+                    stopping.wait(max(0.0, min(due_s.values()) - time.monotonic()))
+
+        run_again(work, stopping, longest_pause_s=self._settings.backoff_limit_ms / 1000)
+
+    def run_once(self, stopping: threading.Event) -> Iterator[Report]:
+        """Do each job once, when nobody else is at it any more, and say what each of them did."""
+        with self._leading(stopping) as jobs:
+            for name in INTERVALS_S:
+                if not stopping.is_set():
+                    yield from jobs.run(name)
+
+    @contextmanager
+    def _leading(self, stopping: threading.Event) -> Iterator[_Jobs]:
+        """Wait for our turn. It ends with the connection, however that comes to its end."""
+        with (
+            open_book(self._settings.database) as connection,
+            StreamServer(self._settings.redis).client() as client,
+        ):
+            if not _leads(connection):
+                log.info("another scheduler is at work; standing by")
+                while not stopping.wait(STANDBY_S) and not _leads(connection):
+                    pass
+            yield _Jobs(connection, client, self._rulebook, self._settings, stopping, self._now_ms)
+
+
+def _leads(connection: Connection) -> bool:
+    return connection.execute("SELECT pg_try_advisory_lock(%s, 0)", (LEADER_LOCK,)).fetchone() == (True,)
+
+
+class _Jobs:
+    """The jobs over open connections. Each stops between two chunks when it is told to."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        client: redis.Redis,
+        rulebook: Rulebook,
+        settings: Settings,
+        stopping: threading.Event,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._connection = connection
+        self._client = client
+        self._rulebook = rulebook
+        self._settings = settings
+        self._stopping = stopping
+        self._now_ms = now_ms
+
+    def run(self, name: str) -> list[Report]:
+        """Do the job ``name`` and return what it did: one report, for ``settle`` one for each day."""
+        today = self._rulebook.calendar.day(self._now_ms())
+        match name:
+            case "slow":
+                wait_hours = self._settings.refund_wait_hours
+                done = slow(self._connection, self._rulebook, refund_wait_hours=wait_hours, stopping=self._stopping)
+                return [_report(name, done)]
+            case "settle":
+                return [_report(name, done, day) for day, done in self._settle(today)]
+            case "remind":
+                done = remind(self._connection, self._rulebook, today, stopping=self._stopping)
+                return [_report(name, done, today)]
+            case "expire":
+                return [_report(name, expire(self._connection, today, stopping=self._stopping), today)]
+            case _:
+                return [{"job": name, "messages": send_outbox(self._connection, self._client)}]
+
+    def _settle(self, today: int) -> Iterator[tuple[int, Done]]:
+        for due in days_to_settle(self._connection, self._client, self._rulebook, today):
+            if is_stopped(self._stopping):
+                return
+            done = settle(self._connection, self._rulebook, due.day, stopping=self._stopping, since=due.since)
+            if not is_stopped(self._stopping):
+                self._connection.execute(
+                    "UPDATE book.settled_days SET through = %s::jsonb WHERE day = %s::date",
+                    (due.through, day_text(due.day)),
+                )
+            yield due.day, done
+
+
+def _report(name: str, done: Done, day: int | None = None) -> Report:
+    return {"job": name} | ({} if day is None else {"day": day_text(day)}) | msgspec.structs.asdict(done)
+
+
+def _log(reports: list[Report]) -> None:
+    """Say what was done, where anything was."""
+    for report in reports:
+        counts = {name: value for name, value in report.items() if name not in ("job", "day")}
+        if any(counts.values()):
+            words = ", ".join(f"{value} {name}" for name, value in counts.items())
+            log.info("%s: %s", " ".join(str(report[name]) for name in ("job", "day") if name in report), words)

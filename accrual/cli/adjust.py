@@ -1,0 +1,80 @@
+"""``accrual adjust``: points given or taken by a person, with a reason."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
+from accrual.cli.jobs import report
+from accrual.errors import UsageError
+
+__all__ = ["add"]
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "adjust",
+        "give points to a member or take them, or decide on an adjustment that waits for a second person",
+        "accrual adjust --database postgresql://localhost/book --member m1 --points -5 --reason goodwill "
+        "--note 'late delivery' --by alice\n"
+        "  accrual adjust --database postgresql://localhost/book --list\n"
+        "  accrual adjust --database postgresql://localhost/book --approve adjust-1f2e3d4c5b6a7980 --by bob",
+        _run,
+    )
+    add_settings(parser, "database", "adjust_approval_points")
+    parser.add_argument("--member", metavar="M", help="whose points")
+    parser.add_argument("--points", type=int, metavar="N", help="how many; negative ones are taken")
+    parser.add_argument("--reason", metavar="CODE", help="why, as a code of a-z 0-9 _ -")
+    parser.add_argument("--note", metavar="TEXT", default="", help="why, in words")
+    parser.add_argument("--by", metavar="WHO", help="who decides it")
+    parser.add_argument("--id", metavar="KEY", default="", help="makes it unique: the same one is never posted twice")
+    parser.add_argument("--approve", metavar="KEY", help="post one that waits")
+    parser.add_argument("--reject", metavar="KEY", help="turn down one that waits")
+    parser.add_argument("--list", action="store_true", help="print those that wait, oldest first")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from accrual import book
+
+    settings = settings_of(parsed, "database")
+    deeds = ("approve", "reject", "list")
+    if sum(bool(getattr(parsed, deed)) for deed in deeds) > 1:
+        raise UsageError("--approve, --reject and --list: one at a time")
+    if not parsed.list:
+        chosen = parsed.approve or parsed.reject
+        _require(parsed, *(("by",) if chosen else ("member", "points", "reason", "by")))
+    with book.open_book(settings.database) as connection:
+        if parsed.list:
+            write_lines(_encode(adjustment) for adjustment in book.waiting_adjustments(connection))
+            return 0
+        if parsed.approve:
+            done = book.approve(connection, parsed.approve, by=parsed.by, dry_run=parsed.dry_run)
+        elif parsed.reject:
+            done = book.reject(connection, parsed.reject, by=parsed.by, dry_run=parsed.dry_run)
+        else:
+            done = book.adjust(
+                connection,
+                parsed.member,
+                parsed.points,
+                reason=parsed.reason,
+                note=parsed.note,
+                by=parsed.by,
+                approval_points=settings.adjust_approval_points,
+                key=parsed.id,
+                dry_run=parsed.dry_run,
+            )
+    report(done, dry_run=parsed.dry_run)
+    return 0
+
+
+def _require(parsed: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(parsed, name) is None:
+            raise UsageError(f"--{name}: missing")

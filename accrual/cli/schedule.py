@@ -1,0 +1,49 @@
+"""``accrual jobs``: all the jobs of the book, each when it is time."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from accrual.cli.arguments import (
+    Commands,
+    add_command,
+    add_settings,
+    log_to_stderr,
+    settings_of,
+    until_told_to_stop,
+    write_lines,
+)
+from accrual.rulebook import load
+
+__all__ = ["add"]
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "jobs",
+        "do the jobs of the book, each when it is time: slow, settle, remind, expire, and send what they have to tell",
+        "accrual jobs --rulebook rulebook.toml --redis redis://localhost:6379 --database postgresql://localhost/book",
+        _run,
+    )
+    add_settings(parser, "rulebook", "redis", "database", "refund_wait_hours", "backoff_limit_ms", "log_level")
+    parser.add_argument("--once", action="store_true", help="do each job once, print what it did, then exit")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from accrual.book import Scheduler
+
+    settings = settings_of(parsed, "rulebook", "redis", "database")
+    log_to_stderr(settings.log_level)
+    scheduler = Scheduler(settings, load(settings.rulebook))
+    with until_told_to_stop() as stopping:
+        if parsed.once:
+            write_lines(map(_encode, scheduler.run_once(stopping)))
+        else:
+            scheduler.run(stopping)
+    return 0
