@@ -12,21 +12,26 @@
     reminders     what members are told before points expire
     slow          the events that the ledger deferred: late, refunds, from waiting
     outbox        messages to the stream server, each once
+    statement     what a member sees, in words; exceptions: what waits for a person
+    rebuild       projections made anew from the facts
     schedule      all the jobs in one process, each when it is time
 """
 
 from accrual.book.adjust import Adjustment, adjust, approve, reject, waiting_adjustments
 from accrual.book.chunks import Done
 from accrual.book.database import Connection, connect, migrate, open_book
+from accrual.book.exceptions import close_exception, exceptions
 from accrual.book.expire import expire
 from accrual.book.holds import Verdict, confirm, release
 from accrual.book.outbox import send_outbox
 from accrual.book.programme import day_start_ms
+from accrual.book.rebuild import rebuild
 from accrual.book.reminders import remind
 from accrual.book.schedule import Scheduler
 from accrual.book.service import BookService
 from accrual.book.settle import settle
 from accrual.book.slow import slow
+from accrual.book.statement import statement
 
 __all__ = [
     "Adjustment",
@@ -37,17 +42,21 @@ __all__ = [
     "Verdict",
     "adjust",
     "approve",
+    "close_exception",
     "confirm",
     "connect",
     "day_start_ms",
+    "exceptions",
     "expire",
     "migrate",
     "open_book",
+    "rebuild",
     "reject",
     "release",
     "remind",
     "send_outbox",
     "settle",
     "slow",
+    "statement",
     "waiting_adjustments",
 ]

@@ -21,6 +21,7 @@ from accrual.cli import (
     confirm,
     deadletters,
     demo,
+    exceptions,
     expire,
     ledger,
     release,
@@ -29,6 +30,7 @@ from accrual.cli import (
     schedule,
     settle,
     slow,
+    statement,
     worker,
 )
 from accrual.cli.arguments import Commands, add_command
@@ -79,7 +81,20 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add(commands)
     deadletters.add(commands)
     rulebook.add(commands)
-    for command in (book, schedule, slow, settle, remind, expire, adjust, release, confirm, balance):
+    for command in (
+        book,
+        schedule,
+        slow,
+        settle,
+        remind,
+        expire,
+        adjust,
+        release,
+        confirm,
+        balance,
+        statement,
+        exceptions,
+    ):
         command.add(commands)
     demo.add(commands)
     return parser

@@ -41,6 +41,8 @@ CREATE TABLE book.batches (
     CHECK (events = entries + duplicates + dead_letters)
 );
 
+CREATE INDEX batches_by_number ON book.batches (number);
+
 CREATE TABLE book.rulebooks (
     partition_id smallint NOT NULL REFERENCES book.partitions,
     batch bigint NOT NULL,
