@@ -36,6 +36,10 @@ class Proxy:
         with self._lock:
             self._lose += count
 
+    def lead_to(self, port: int) -> None:
+        """Forward new connections to another port, as the address of a service does after a failover."""
+        self._target = port
+
     def break_all(self) -> None:
         """Cut the connections that stand; new ones may come."""
         with self._lock:
@@ -66,9 +70,13 @@ class Proxy:
                 continue
             with self._lock:
                 self._pairs.append((near, far))
-            commits = threading.Event()
-            for source, sink, upwards in ((near, far, True), (far, near, False)):
-                threading.Thread(target=self._pump, args=(source, sink, commits, upwards), daemon=True).start()
+            self._join(near, far)
+
+    def _join(self, near: socket.socket, far: socket.socket) -> None:
+        """Carry what comes from ``near``, the worker's side, to ``far``, and the other way round."""
+        commits = threading.Event()
+        for source, sink, upwards in ((near, far, True), (far, near, False)):
+            threading.Thread(target=self._pump, args=(source, sink, commits, upwards), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, commits: threading.Event, upwards: bool) -> None:
         with contextlib.suppress(OSError):

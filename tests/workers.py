@@ -25,6 +25,7 @@ from servers import Server
 
 __all__ = [
     "NOON_MS",
+    "ROOT",
     "RULEBOOK",
     "SECRET",
     "Expected",
@@ -241,7 +242,8 @@ def dead_letter_lines(server: Server, partition: str, *flags: str) -> list[dict[
 class WorkerProcess:
     """A worker as a process of its own; it is killed at the end of the ``with`` block if it still runs.
 
-    ``flags`` go to the command. The secret is the tests' own unless ``secret`` says otherwise.
+    ``flags`` go to the command. The secret is the tests' own unless ``secret`` says otherwise. ``program`` is what the
+    interpreter runs: the command line, or a program of the tests around it.
     """
 
     def __init__(
@@ -253,12 +255,13 @@ class WorkerProcess:
         secret: Secret | None = SECRET,
         engine: str = "fast",
         lease_ms: int = 400,
+        program: Sequence[str] = ("-m", "accrual.cli"),
     ) -> None:
         variables = {} if secret is None else {"ACCRUAL_SECRET": secret.key.hex()}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by wait()
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "accrual.cli", "worker", "--redis", url, "--partition", partition),
+                *(sys.executable, *program, "worker", "--redis", url, "--partition", partition),
                 *("--rulebook", str(rulebook), "--engine", engine, "--lease-ms", str(lease_ms), *flags),
             ],
             cwd=ROOT,

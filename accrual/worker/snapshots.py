@@ -67,7 +67,12 @@ class Snapshots:
             return
         self._begun_s = time.monotonic()
         self._last_batch = tail.batch
-        image = cast(Any, engine).image()
+        try:
+            image = cast(Any, engine).image()
+        except MemoryError as error:
+            # Nothing was begun, and the work needs none of it; the next one may find memory.
+            log.warning("snapshot batch=%d failed: %s", tail.batch, error)
+            return
         header = SnapshotHeader(
             partition=self._settings.partition,
             checkpoint=tail,
@@ -97,9 +102,9 @@ class Snapshots:
             log.info("snapshot batch=%d bytes=%d seconds=%.1f", batch, size, time.monotonic() - self._begun_s)
             if self._settings.trim_input:
                 await self._trim(directory, commits.landed)
-        except (OSError, SnapshotError) as error:
+        except (OSError, SnapshotError, MemoryError) as error:
             # The work goes on; the next one may find room.
-            log.warning("snapshot batch=%d failed: %s", batch, error)
+            log.warning("snapshot batch=%d failed: %s", batch, str(error) or "there is no memory for it")
         except redis.RedisError as error:
             log.warning("the events stream was not trimmed: %s", error)
         finally:

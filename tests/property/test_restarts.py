@@ -1,0 +1,317 @@
+"""Any split of a stream into runs, snapshots and restarts gives the same ledger.
+
+What runs here is the worker's own main loop, recovery and snapshots; only the server is a list in memory. A run takes
+the stream up to some entry in batches of some size; of its commits the first few land, as when the worker is killed and
+the rest was never sent. The next run recovers: from the newest snapshot that can be believed, or from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+import msgspec
+import redis.asyncio
+from hypothesis import assume, given, note
+from hypothesis import strategies as st
+
+from accrual.engine import STREAM_SLACK_DAYS, Engine, Entry, Position, ReferenceEngine, Secret, StreamEntry
+from accrual.engine.fast import FastEngine
+from accrual.errors import RulebookError
+from accrual.ledger import EntriesBatch, RulebookRecord, decode, entry_line
+from accrual.outcomes import RejectedItem
+from accrual.rulebook import Rulebook, parse
+from accrual.settings import Settings
+from accrual.stream import Checkpoint, Commit, Keys, ReadConnection, StreamId, StreamServer, parse_stream_id
+from accrual.stream.replies import Reader
+from accrual.worker.commits import CommitQueue
+from accrual.worker.intake import Intake
+from accrual.worker.pipeline import Pipeline
+from accrual.worker.progress import Progress
+from accrual.worker.recovery import Recovery
+from accrual.worker.snapshots import Snapshots
+from cutting import whole_commands
+from strategies import ZONES, rulebook_texts, streams
+
+KEYS = Keys("p")
+SECRET = Secret(bytes(range(16)))
+SMALL_SEGMENTS = 3
+
+
+# --------------------------------------------------------------------------------- a partition without a server
+
+
+class Partition:
+    """What a server holds of a partition, and what of its commands a recovery asks for."""
+
+    def __init__(self, entries: Sequence[StreamEntry]) -> None:
+        self.entries = entries
+        self.ledger: list[bytes] = []
+        self.dead_letters: list[RejectedItem] = []
+        self.checkpoint = Checkpoint()
+
+    def commit(self, commit: Commit) -> None:
+        """Append a batch, as the commit script would."""
+        assert commit.before == self.checkpoint
+        self.ledger.append(commit.value)
+        self.dead_letters += commit.letters
+        self.checkpoint = commit.after
+
+    async def xrange(self, key: str, first: str, last: str, count: int | None = None) -> list[Any]:
+        """Return batches of the ledger."""
+        assert key == KEYS.ledger
+        numbers = range(parse_stream_id(first)[0], min(parse_stream_id(last)[0], len(self.ledger)) + 1)
+        return [(b"%d-0" % number, {b"batch": self.ledger[number - 1]}) for number in numbers][:count]
+
+    def between(self, after: StreamId, through: StreamId, count: int | None) -> bytes:
+        """Return the answer to ``XRANGE`` on the events."""
+        found = [entry for entry in self.entries if after < (entry.ms, entry.seq) <= through][:count]
+        return b"*%d\r\n" % len(found) + b"".join(map(encoded_entry, found))
+
+
+def bulk(data: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def encoded_entry(entry: StreamEntry) -> bytes:
+    fields = b"".join(bulk(part) for pair in entry.fields for part in pair)
+    return b"*2\r\n" + bulk(b"%d-%d" % (entry.ms, entry.seq)) + b"*%d\r\n%b" % (2 * len(entry.fields), fields)
+
+
+class Connection:
+    """A read connection to a partition: one reply at a time goes into the reader."""
+
+    def __init__(self, partition: Partition, reader: Reader) -> None:
+        self._partition = partition
+        self._reader = reader
+        self._replies: deque[bytes] = deque()
+
+    def send(self, pieces: Sequence[bytes]) -> None:
+        for _, _, words in whole_commands(b"".join(pieces)):
+            assert words[:2] == [b"XRANGE", KEYS.events.encode()]
+            count = int(words[5]) if len(words) > 4 else None
+            after, through = parse_stream_id(words[2].removeprefix(b"(")), parse_stream_id(words[3])
+            self._replies.append(self._partition.between(after, through, count))
+
+    async def reply(self) -> str:
+        data = self._replies.popleft() if self._reader.kind is None else b""
+        while data:
+            target = self._reader.get_buffer(len(data))
+            size = min(len(target), len(data))
+            target[:size] = data[:size]
+            self._reader.buffer_updated(size)
+            data = data[size:]
+        assert self._reader.kind is not None
+        return self._reader.kind
+
+    def close(self) -> None:
+        pass
+
+
+class LocalIntake(Intake):
+    """An intake whose connections lead to a partition in memory."""
+
+    def __init__(self, partition: Partition) -> None:
+        super().__init__(cast(StreamServer, None), KEYS, "fast")
+        self._partition = partition
+
+    async def connect(self) -> ReadConnection:
+        self.reader.abandon()
+        return cast(ReadConnection, Connection(self._partition, self.reader))
+
+
+class Landing:
+    """Commits of which the first ``landing`` land at once, and the others never; ``None``: all do."""
+
+    has_room = True
+
+    def __init__(self, partition: Partition, landing: int | None) -> None:
+        self.tail = self.landed = partition.checkpoint
+        self._partition = partition
+        self._left = landing
+
+    def append(self, commit: Commit) -> None:
+        assert commit.before == self.tail
+        self.tail = commit.after
+        if self._left is None or self._left > 0:
+            self._partition.commit(commit)
+            self.landed = commit.after
+            self._left = None if self._left is None else self._left - 1
+
+    async def room(self) -> None:
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------- runs
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One life of a worker. ``until`` is how many entries are there; ``landing`` how many of its commits land.
+
+    ``damage`` is what becomes of the newest snapshot afterwards.
+    """
+
+    until: int
+    batch_entries: int
+    batch_events: int
+    landing: int | None
+    snapshots: bool
+    rulebook: int
+    damage: str
+
+
+@st.composite
+def runs(draw: st.DrawFn, rulebooks: int) -> list[Run]:
+    """Draw up to six runs; none goes back to an older rulebook."""
+    count = draw(st.integers(1, 6))
+    versions = sorted(draw(st.lists(st.integers(0, rulebooks - 1), min_size=count, max_size=count)))
+    return [
+        Run(
+            until=draw(st.integers(0, 40)),
+            batch_entries=draw(st.sampled_from([1, 2, 3, 7, 40])),
+            batch_events=draw(st.sampled_from([1, 5, 1000])),
+            landing=draw(st.one_of(st.none(), st.integers(0, 12))),
+            snapshots=draw(st.booleans()),
+            rulebook=version,
+            damage=draw(st.sampled_from(["", "", "", "remove", "flip", "cut"])),
+        )
+        for version in versions
+    ]
+
+
+def small_engine(
+    _name: str, rulebook: Rulebook, secret: Secret, slack_days: int = STREAM_SLACK_DAYS, *, prepared: bool = False
+) -> Engine:
+    """Open an engine whose tables have small segments, and no thread: there are many in a test."""
+    assert prepared
+    return cast(Engine, FastEngine(rulebook, secret, slack_days, SMALL_SEGMENTS))
+
+
+@contextmanager
+def small_engines() -> Iterator[None]:
+    with (
+        patch("accrual.worker.recovery.open_engine", small_engine),
+        patch("accrual.worker.snapshots.open_engine", small_engine),
+    ):
+        yield
+
+
+async def live(partition: Partition, run: Run, rulebook: Rulebook, directory: Path) -> None:
+    """Do as ``Worker`` does: recover, adopt, decide up to the end of what is there, commit."""
+    settings = Settings(
+        partition="p",
+        batch_entries=run.batch_entries,
+        batch_events=run.batch_events,
+        linger_ms=0,
+        snapshots=str(directory) if run.snapshots else "",
+        snapshot_interval_s=0,
+    )
+    client, intake, committed = cast(redis.asyncio.Redis, partition), LocalIntake(partition), partition.checkpoint
+    slack_days = STREAM_SLACK_DAYS
+    if committed.batch:
+        recovery = Recovery(client, KEYS, intake, SECRET, settings)
+        engine = await recovery.run(committed)
+        slack_days = recovery.slack_days
+    else:
+        engine = small_engine("fast", rulebook, SECRET, prepared=True)
+    commits = cast(CommitQueue, Landing(partition, run.landing))
+    snapshots = Snapshots(settings, SECRET, slack_days, client)
+    pipeline = Pipeline(settings, client, KEYS, intake, engine, slack_days, commits, snapshots, Progress(None))
+    if committed.batch == 0:
+        pipeline.record()
+    elif rulebook.version > committed.rulebook:
+        pipeline.adopt(rulebook)
+    entries = partition.entries[: run.until]
+    if entries and (end := (entries[-1].ms, entries[-1].seq)) > committed.position:
+        await pipeline.run(end)
+    await snapshots.end()
+
+
+def damage(directory: Path, how: str) -> None:
+    """Do something to the newest snapshot."""
+    newest = max(directory.glob("*.snapshot"), default=None)
+    if newest is None or not how:
+        return
+    data = bytearray(newest.read_bytes())
+    if how == "remove":
+        newest.unlink()
+    elif how == "flip":
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+    else:
+        newest.write_bytes(data[: len(data) // 2])
+
+
+def lines_of(rows: Sequence[tuple[int, Position, Entry]]) -> bytes:
+    return b"".join(entry_line(*row) + b"\n" for row in rows)
+
+
+def check_against_an_unbroken_run(partition: Partition) -> None:
+    """Decide the stream in one go with the reference, changing rulebooks where the ledger says so."""
+    engine, first = None, 0
+    wanted: list[tuple[int, Position, Entry]] = []
+    letters: list[RejectedItem] = []
+    rows: list[tuple[int, Position, Entry]] = []
+    stretches: list[tuple[Rulebook, int]] = []
+    for value in partition.ledger:
+        batch = decode(value)
+        if isinstance(batch, RulebookRecord):
+            stretches.append((parse(batch.text), 0))
+        else:
+            assert isinstance(batch, EntriesBatch)
+            rows += batch.rows()
+            rulebook, count = stretches[-1]
+            stretches[-1] = (rulebook, count + batch.header.counts.stream_entries)
+    for rulebook, count in stretches:
+        if engine is None:
+            engine = ReferenceEngine(rulebook, SECRET, STREAM_SLACK_DAYS)
+        else:
+            engine.adopt(rulebook)
+        if count:
+            decided = engine.decide_entries(partition.entries[first : first + count])
+            for position, decision in decided.decisions():
+                if isinstance(decision, Entry):
+                    wanted.append((len(wanted) + 1, position, decision))
+            letters += decided.rejected
+        first += count
+    assert first == len(partition.entries) == partition.checkpoint.stream_entries
+    assert rows == wanted
+    assert lines_of(rows) == lines_of(wanted)
+    assert partition.dead_letters == letters
+    assert partition.checkpoint.dead_letters == len(letters)
+
+
+def books_or_skip(texts: Sequence[str]) -> list[Rulebook]:
+    note("\n\n".join(texts))
+    try:
+        return [parse(text) for text in texts]
+    except RulebookError as error:
+        note(str(error))
+        assume(False)
+        raise
+
+
+@given(st.sampled_from(ZONES), streams(), st.data())
+def test_any_split_into_runs_snapshots_and_restarts_gives_the_same_ledger(
+    zone: str, entries: list[StreamEntry], data: st.DataObject
+) -> None:
+    books = books_or_skip([data.draw(rulebook_texts(version=version, zone=zone)) for version in (1, 2)])
+    plan = data.draw(runs(len(books)))
+    last = Run(len(entries), 5, 1000, None, True, plan[-1].rulebook, "")
+    partition = Partition(entries)
+    with tempfile.TemporaryDirectory() as directory, small_engines():
+        for run in [*plan, last]:
+            asyncio.run(live(partition, run, books[run.rulebook], Path(directory)))
+            damage(Path(directory), run.damage)
+        check_against_an_unbroken_run(partition)
+        # And once more from nothing: what was committed is what comes out.
+        replay = Recovery(
+            cast(redis.asyncio.Redis, partition), KEYS, LocalIntake(partition), SECRET, Settings(partition="p")
+        )
+        asyncio.run(replay.run(partition.checkpoint))

@@ -1,0 +1,74 @@
+"""Snapshots that find no memory: the work goes on, and a later one is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from accrual.engine import Secret
+from accrual.engine.fast import EngineImage, FastEngine
+from accrual.rulebook import parse
+from accrual.settings import Settings
+from accrual.snapshots import SnapshotDirectory
+from accrual.stream import Checkpoint
+from accrual.worker.commits import CommitQueue
+from accrual.worker.snapshots import Snapshots
+from workers import RULEBOOK, SECRET
+
+
+class Image:
+    """An image for whose first piece there is no memory."""
+
+    def __init__(self, image: EngineImage) -> None:
+        self._image = image
+        self.description = image.description
+
+    def write(self, _sink: Callable[[bytes], object]) -> bool:
+        raise MemoryError
+
+    def close(self) -> None:
+        self._image.close()
+
+
+class Engine(FastEngine):
+    """An engine that finds no memory to begin its first image, nor to write its second."""
+
+    def __init__(self) -> None:
+        super().__init__(parse(RULEBOOK), SECRET, 1, 3)
+        self._images = 0
+
+    def image(self) -> EngineImage:
+        self._images += 1
+        if self._images == 1:
+            raise MemoryError("there is no memory to take an image of the state")
+        image = super().image()
+        return image if self._images > 2 else cast(EngineImage, Image(image))
+
+
+def test_a_snapshot_for_which_there_is_no_memory_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(partition="p", snapshots=str(tmp_path), snapshot_interval_s=0)
+    engine = Engine()
+
+    async def run() -> None:
+        snapshots = Snapshots(settings, Secret(bytes(16)), 1, cast(Any, None))
+        for batch in (1, 2, 3):
+            commits = SimpleNamespace(tail=Checkpoint(batch=batch), landed=Checkpoint(batch=batch))
+            snapshots.consider(engine, cast(CommitQueue, commits))
+            await snapshots.end()
+
+    with caplog.at_level(logging.INFO, "accrual.worker"):
+        asyncio.run(run())
+    messages = [record.message.partition(" bytes=")[0] for record in caplog.records]
+    assert messages == [
+        "snapshot batch=1 failed: there is no memory to take an image of the state",
+        "snapshot batch=2 failed: there is no memory for it",
+        "snapshot batch=3",
+    ]
+    assert [header.checkpoint.batch for header in SnapshotDirectory(tmp_path, "p", 3).headers()] == [3]
+    assert [path.name for path in tmp_path.iterdir()] == ["p-000000000003.snapshot"]
