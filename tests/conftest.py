@@ -8,6 +8,7 @@ server_kind        "valkey", then "redis7": for tests that start servers of thei
 server_factory     ``server_factory(kind="valkey", options={...})``: a private server, ended after the test
 database           the URL of a new, empty database of the embedded PostgreSQL
 book               the same with the book's schema in it
+new_database       ``with new_database() as url:`` as many of those as it takes
 database_factory   ``database_factory(options={...})``: a private PostgreSQL, ended after the test
 ================== ======================================================================================
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -116,6 +117,11 @@ def database(_session_database: EmbeddedDatabase) -> Iterator[str]:
 @pytest.fixture
 def book(_session_database: EmbeddedDatabase) -> Iterator[str]:
     yield from _new_database(_session_database, "empty_book")
+
+
+@pytest.fixture
+def new_database(_session_database: EmbeddedDatabase) -> Callable[[], AbstractContextManager[str]]:
+    return lambda: contextmanager(_new_database)(_session_database, "empty_book")
 
 
 @pytest.fixture
