@@ -10,4 +10,8 @@
     core       the compiled core alone, stage by stage
     drain      the worker end to end, against the raw XREAD ceiling and the peer
     peer_lua   the peer: redis-py and one Lua call per event
+    running    what runs beside a measurement: a server, and a worker whose log is read
+    latency    from append to committed under open-loop load, with and without snapshots
+    restart    memory, snapshot, restart and replay of a large state
+    growth     what an event costs in each tenth of a long stream
 """

@@ -1,0 +1,73 @@
+"""The benchmarks that last, on as little as they take: whether they work and their books add up, not how fast it is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Benchmarks are no part of what gets installed. At the end, so that no build of another mode is shadowed.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from bench.growth import PARTS, GrowthSettings, measure_growth
+from bench.latency import LatencySettings, measure_latency
+from bench.restart import RestartSettings, measure_restart
+from bench.workload import CHUNK_EVENTS
+
+
+def test_latency_of_worker_and_floor(tmp_path: Path) -> None:
+    settings = LatencySettings(
+        rate_per_s=CHUNK_EVENTS, seconds=1, runs=1, members=1_000, directory=tmp_path, variants=("quiet",)
+    )
+    worker, floor = measure_latency(settings, lambda _: None).rows
+    assert worker.events == floor.events == CHUNK_EVENTS
+    for row in (worker, floor):
+        values = [figure.median for figure in row.figures]
+        assert values[0] > 0
+        assert values == sorted(values)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_latency_while_snapshots_are_written(tmp_path: Path) -> None:
+    settings = LatencySettings(
+        rate_per_s=CHUNK_EVENTS,
+        seconds=1,
+        snapshot_members=1_000,
+        snapshot_seconds=4,
+        snapshot_interval_s=1,
+        directory=tmp_path,
+        variants=("snapshot",),
+    )
+    result = measure_latency(settings, lambda _: None)
+    assert result.snapshots
+    during, between, floor = result.rows
+    assert during.events
+    assert during.events + between.events == 4 * CHUNK_EVENTS
+    assert floor.events == CHUNK_EVENTS
+
+
+@pytest.mark.slow
+def test_restart_and_replay(tmp_path: Path) -> None:
+    settings = RestartSettings(members=5_000, replay_events=4 * CHUNK_EVENTS, runs=1, directory=tmp_path)
+    result = measure_restart(settings, lambda _: None)
+    assert result.replayed_events >= 4 * CHUNK_EVENTS
+    assert result.memory.median > result.snapshot_bytes > 0
+    assert result.restart.median > result.read.median > 0
+
+
+@pytest.mark.slow
+def test_growth_of_a_stream(tmp_path: Path) -> None:
+    settings = GrowthSettings(
+        core_events=PARTS * CHUNK_EVENTS,
+        core_members=1_000,
+        worker_events=12 * CHUNK_EVENTS,
+        worker_members=1_000,
+        runs=1,
+        directory=tmp_path,
+    )
+    result = measure_growth(settings, lambda _: None)
+    assert len(result.core) == len(result.worker) == PARTS
+    assert min(figure.median for figure in (*result.core, *result.worker)) > 0
+    assert result.records[-1] > result.records[0]
