@@ -17,6 +17,7 @@ from accrual.events import encode_compact, validate
 from accrual.ledger import START, RulebookRecord, decode_header
 from accrual.rulebook import Rulebook, parse
 from accrual.stream import Checkpoint, Keys
+from accrual.stream.deadletters import letter_fields
 from workers import SECRET, command
 
 __all__ = ["BOOK_RULEBOOK", "DAY_MS", "MORNING_MS", "Partition", "at", "balance", "facts", "ingest", "run_json"]
@@ -104,6 +105,11 @@ class Partition:
         link = self.link
         data = batch.encode(BatchHeader(link.batch + 1, link.digest, link.through, link.next_seq))
         digest = decode_header(data).digest
+        first = self.checkpoint.dead_letters + 1
+        for number, item in enumerate(batch.rejected, first):
+            fields = letter_fields(item)
+            pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+            self.client.xadd(self.keys.deadletters, pairs, id=f"{number}-0")  # type: ignore[arg-type]
         self._commit(data, self.checkpoint.after_entries(digest, batch.through, batch.counts))
 
     def _append(self, event: Mapping[str, Any]) -> StreamEntry:

@@ -1,0 +1,15 @@
+-- Every deferred event waits or was dealt with once, as it is written; every late entry has one.
+SELECT p.name, d.seq, d.member, d.day::text, NULL, to_jsonb(coalesce(r.result, 'nothing')),
+    CASE WHEN r.seq IS NULL AND w.seq IS NULL THEN 'neither waits nor was dealt with'
+        WHEN r.seq IS NOT NULL AND w.seq IS NOT NULL THEN 'was dealt with and still waits'
+        ELSE 'was dealt with in another way than is written' END
+FROM book.deferred d JOIN book.partitions p USING (partition_id)
+LEFT JOIN book.resolutions r USING (partition_id, seq) LEFT JOIN book.waiting w USING (partition_id, seq)
+LEFT JOIN book.refunds f USING (partition_id, seq)
+LEFT JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (d.day, d.partition_id, d.seq, true)
+WHERE (r.seq IS NULL) = (w.seq IS NULL) OR coalesce(r.result = 'refund', false) <> (f.seq IS NOT NULL)
+    OR coalesce(r.result = 'late', false) <> (e.seq IS NOT NULL)
+UNION ALL
+SELECT p.name, e.seq, e.member, e.day::text, NULL, to_jsonb(e.event), 'a late entry that no deferred event explains'
+FROM book.entries e JOIN book.partitions p USING (partition_id) LEFT JOIN book.deferred d USING (partition_id, seq)
+WHERE e.late AND (d.event, d.member, d.cause) IS DISTINCT FROM (e.event, e.member, 'late')

@@ -1,0 +1,21 @@
+-- Every posting moves its points between accounts that its kind knows, spread over lots without a rest; all add up to zero.
+SELECT p.name, o.seq, o.member, o.day::text, to_jsonb(o.points), to_jsonb(o.lots),
+    'posting ' || o.number || ': its lots do not add up to its points'
+FROM (
+    SELECT *, (SELECT coalesce(sum(n), 0) FROM unnest(lot_points) AS n) AS lots FROM book.postings
+    WHERE 'available' IN (from_account, to_account)
+) o LEFT JOIN book.partitions p USING (partition_id)
+WHERE o.points <> o.lots OR cardinality(o.lot_days) <> cardinality(o.lot_points)
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, '0', to_jsonb(sum(points)), 'the postings do not add up to zero'
+FROM book.accounts HAVING sum(points) <> 0
+UNION ALL
+SELECT NULL, NULL, o.member, o.day::text, NULL, to_jsonb(o.kind),
+    'posting ' || o.number || ': moves points from ' || o.from_account || ' to ' || o.to_account
+FROM book.postings o
+WHERE (o.kind, o.from_account, o.to_account) NOT IN (
+    ('settle', 'pending', 'available'), ('release', 'held', 'pending'), ('release', 'held', 'available'),
+    ('confirm', 'held', 'issuance'), ('refund', 'held', 'issuance'), ('refund', 'pending', 'issuance'),
+    ('refund', 'available', 'issuance'), ('clawback', 'pending', 'issuance'),
+    ('clawback', 'available', 'issuance'), ('expire', 'available', 'expired'),
+    ('adjust', 'issuance', 'available'), ('adjust', 'available', 'issuance'), ('redeem', 'available', 'redeemed'))

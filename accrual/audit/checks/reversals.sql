@@ -1,0 +1,9 @@
+-- No more went back to issuance than an entry was granted, and from nobody else.
+SELECT p.name, o.seq, o.member, o.day::text, to_jsonb(coalesce(e.points, 0)), to_jsonb(o.points),
+    'more went back to issuance than the entry was granted'
+FROM (
+    SELECT partition_id, seq, late, day, member, sum(points)::bigint AS points FROM book.postings
+    WHERE to_account = 'issuance' AND seq IS NOT NULL GROUP BY 1, 2, 3, 4, 5
+) o LEFT JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (o.day, o.partition_id, o.seq, o.late)
+LEFT JOIN book.partitions p ON p.partition_id = o.partition_id
+WHERE o.points > coalesce(e.points, 0) OR e.member IS DISTINCT FROM o.member

@@ -1,0 +1,79 @@
+"""Every accepted refund computed again, in the order of booking (SPEC section 9)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from accrual.audit.findings import Finding
+from accrual.book.database import Connection
+from accrual.book.texts import shown
+
+__all__ = ["check_refunds"]
+
+# With each refund, what had gone back of the order before it, and what its posting moved.
+QUERY: Final = """
+    SELECT p.name, r.seq, d.member, d.event, o.day::text, r.order_partition_id, r.order_seq, r.order_late, o.member,
+        o.outcome, o.amount_fen, o.uncapped, o.points, r.amount_fen, r.reversed, d.amount_fen,
+        (SELECT coalesce(sum(x.points), 0)::bigint FROM book.postings x
+            WHERE (x.partition_id, x.seq, x.late) = (r.order_partition_id, r.order_seq, r.order_late)
+            AND x.to_account = 'issuance' AND x.number < r.action),
+        (SELECT coalesce(sum(x.points), 0)::bigint FROM book.postings x
+            WHERE (x.partition_id, x.seq, x.late) = (r.order_partition_id, r.order_seq, r.order_late)
+            AND x.kind = 'refund' AND x.action = r.action AND x.cause_seq = r.seq)
+    FROM book.refunds r JOIN book.deferred d USING (partition_id, seq) JOIN book.partitions p USING (partition_id)
+    LEFT JOIN book.identities i ON i.paid_order = d.order_id
+        AND (i.partition_id, i.seq, i.late) = (r.order_partition_id, r.order_seq, r.order_late)
+    LEFT JOIN book.entries o ON (o.day, o.partition_id, o.seq, o.late) = (i.day, i.partition_id, i.seq, i.late)
+    ORDER BY r.action, r.partition_id, r.seq
+"""
+
+
+def check_refunds(connection: Connection) -> Iterator[Finding]:
+    """Yield the refunds that should not have been, and those that moved other points than they should have."""
+    refunded_fen: defaultdict[tuple[int, int, bool], int] = defaultdict(int)
+    for row in connection.execute(QUERY):
+        partition, seq, member, event, day, *key, owner, outcome, amount_fen, uncapped, points = row[:13]
+        refund_fen, reversed_points, asked_fen, before, posted = row[13:]
+        order = key[0], key[1], key[2]
+        about = _About(partition, seq, member, event, day)
+        if amount_fen is None:
+            yield about.finding("there is no order that it is of", None, list(order))
+            continue
+        refunded_fen[order] += refund_fen
+        total = refunded_fen[order]
+        if refund_fen != asked_fen:
+            yield about.finding("another amount than the event has", asked_fen, refund_fen)
+        if owner != member:
+            yield about.finding("the order belongs to another member", shown(owner), shown(member))
+        if total > amount_fen:
+            yield about.finding("more was refunded than the order had", amount_fen, total)
+            continue
+        held = points if outcome in ("granted", "held") else 0
+        keep = min(points, uncapped * (amount_fen - total) // amount_fen) if amount_fen else held
+        expected = max(0, held - before - keep)
+        if (reversed_points, posted) != (expected, expected):
+            yield about.finding("it reversed other points than it should have", expected, posted)
+
+
+class _About(NamedTuple):
+    """Which refund a finding is of."""
+
+    partition: str
+    seq: int
+    member: str
+    event: str
+    day: str | None
+
+    def finding(self, detail: str, expected: object, found: object) -> Finding:
+        return Finding(
+            check="refunds",
+            detail=f"refund {shown(self.event)}: {detail}",
+            partition=self.partition,
+            seq=self.seq,
+            member=shown(self.member),
+            day=self.day,
+            expected=expected,
+            found=found,
+        )

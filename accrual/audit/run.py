@@ -1,0 +1,137 @@
+"""All checks, in parallel: partitions in processes of their own, days and sums in threads of this one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from multiprocessing import get_context
+from typing import Any
+
+import msgspec
+import psycopg
+from redis import Redis
+
+from accrual.audit.caps import booked_days, check_caps, check_once
+from accrual.audit.connection import first_connection, same_moment
+from accrual.audit.decisions import EventSource, check_partition, stream_source
+from accrual.audit.findings import Finding
+from accrual.audit.refunds import check_refunds
+from accrual.audit.sums import check_sums, names_of_checks
+from accrual.errors import BookError
+from accrual.outcomes import NO_SECRET, Secret
+from accrual.stream import Keys, StreamServer, checkpoint_of
+
+__all__ = ["Audit", "AuditReport"]
+
+log = logging.getLogger("accrual.audit")
+
+
+class AuditReport(msgspec.Struct):
+    """What an audit did, apart from its findings: how many checks ran, and what could not be checked, in words."""
+
+    checks: int = 0
+    findings: int = 0
+    notes: list[str] = msgspec.field(default_factory=list)
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """What is audited: the book at ``database`` and the ledgers at ``redis``; of some ``partitions`` only, if named.
+
+    ``first_day`` and ``last_day`` (dates) bound the checks that go by day; sums are always those of the whole book.
+    ``archive`` is where events are read that have left the stream. ``secret`` is the configured key of fingerprints.
+    """
+
+    redis: str
+    database: str
+    partitions: tuple[str, ...] = ()
+    first_day: str | None = None
+    last_day: str | None = None
+    workers: int = 2
+    secret: str = ""
+    archive: str = ""
+    archive_key: str = ""
+
+    def run(self, report: AuditReport) -> Iterator[Finding]:
+        """Yield the findings as checks end, and fill ``report``. Errors of the server pass through as they are."""
+        with ExitStack() as opened:
+            connection, snapshot = opened.enter_context(first_connection(self.database))
+            try:
+                partitions = self.partitions or _partitions(connection)
+                days = booked_days(connection, self.first_day, self.last_day)
+            except psycopg.errors.UndefinedTable:
+                raise BookError("the database has no book") from None
+            processes = opened.enter_context(ProcessPoolExecutor(self.workers, get_context("spawn")))
+            threads = opened.enter_context(ThreadPoolExecutor(self.workers))
+            futures = dict(self._submit(processes, threads, partitions, days, snapshot))
+            for future in as_completed(futures):
+                findings, notes = future.result()
+                report.checks += 1
+                report.findings += len(findings)
+                report.notes += notes
+                log.info("%s: %d findings", futures[future], len(findings))
+                yield from findings
+
+    def _submit(
+        self, processes: Executor, threads: Executor, partitions: tuple[str, ...], days: list[str], snapshot: str
+    ) -> Iterator[tuple[Future[tuple[list[Finding], list[str]]], str]]:
+        for name in partitions:
+            yield processes.submit(_partition, self, name, snapshot), f"partition {name}"
+        for check in names_of_checks():
+            yield threads.submit(_sums, self.database, snapshot, check), check
+        for name, work in (("refunds", check_refunds), ("once", check_once)):
+            yield threads.submit(_over, self.database, snapshot, work), name
+        for day in days:
+            yield threads.submit(_caps, self.database, snapshot, day), f"caps {day}"
+
+    def secret_of(self, client: Redis, keys: Keys) -> Secret:
+        """Return the key of a partition's fingerprints: the configured one, or the one that the partition made."""
+        kept: Any = client.hget(keys.checkpoint, "secret")
+        text = self.secret or (kept.decode() if kept else "")
+        return Secret(bytes.fromhex(text)) if text else NO_SECRET
+
+    def source_of(self, client: Redis, keys: Keys) -> EventSource:
+        """Return where events are read: the stream, and the archive for what has left it."""
+        return stream_source(client, keys)
+
+
+def _partitions(connection: Any) -> tuple[str, ...]:
+    return tuple(name for (name,) in connection.execute("SELECT name FROM book.partitions ORDER BY name"))
+
+
+def _partition(audit: Audit, name: str, snapshot: str) -> tuple[list[Finding], list[str]]:
+    notes: list[str] = []
+    keys = Keys(name)
+    with same_moment(audit.database, snapshot) as connection, StreamServer(audit.redis).client() as client:
+        secret, source = audit.secret_of(client, keys), audit.source_of(client, keys)
+        findings = list(check_partition(connection, client, name, secret, source, notes.append))
+        findings += _dead_letters(client, keys)
+    return findings, notes
+
+
+def _dead_letters(client: Redis, keys: Keys) -> list[Finding]:
+    """Compare the dead letters that are kept with those that the ledger counts, while no worker is adding some."""
+    before = checkpoint_of(client, keys)
+    kept: Any = client.xlen(keys.deadletters)
+    sent_again: Any = client.hget(keys.checkpoint, "redriven")
+    if checkpoint_of(client, keys).batch != before.batch or kept + int(sent_again or 0) == before.dead_letters:
+        return []
+    detail = "dead letters that are kept or were sent again are not as many as the ledger counts"
+    found = kept + int(sent_again or 0)
+    return [Finding("dead_letters", detail, keys.partition, expected=before.dead_letters, found=found)]
+
+
+def _sums(database: str, snapshot: str, check: str) -> tuple[list[Finding], list[str]]:
+    with same_moment(database, snapshot) as connection:
+        return list(check_sums(connection, check)), []
+
+
+def _over(database: str, snapshot: str, work: Callable[[Any], Iterator[Finding]]) -> tuple[list[Finding], list[str]]:
+    with same_moment(database, snapshot) as connection:
+        return list(work(connection)), []
+
+
+def _caps(database: str, snapshot: str, day: str) -> tuple[list[Finding], list[str]]:
+    with same_moment(database, snapshot) as connection:
+        return list(check_caps(connection, day)), []

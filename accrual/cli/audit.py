@@ -1,0 +1,80 @@
+"""``accrual audit``: whether the book is what the ledgers and the specification say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from accrual.cli.arguments import Commands, add_command, add_settings, log_to_stderr, settings_of, write_lines
+from accrual.cli.days import add_day
+from accrual.errors import UsageError
+from accrual.rulebook import day_text, load
+
+__all__ = ["add"]
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "audit",
+        "check the book and the ledgers against each other and against the specification: a line for each finding",
+        "accrual audit --rulebook rulebook.toml --redis redis://localhost:6379 --database postgresql://localhost/book "
+        "> findings.jsonl\n"
+        "  accrual audit --propose findings.jsonl --database postgresql://localhost/book --by alice",
+        _run,
+    )
+    add_settings(parser, "rulebook", "redis", "database", "partition", "log_level")
+    add_day(parser, "from", "the first business day of the checks that go by day", required=False)
+    add_day(parser, "to", "the last of them", required=False)
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="checks that run at once; default: 2")
+    parser.add_argument("--propose", type=Path, metavar="FILE", help="make findings adjustments that wait for approval")
+    parser.add_argument("--by", metavar="WHO", help="with --propose: who proposes them")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.propose is not None:
+        return _propose(parsed)
+    from accrual.audit import Audit, AuditReport
+
+    settings = settings_of(parsed, "rulebook", "redis", "database")
+    log_to_stderr(settings.log_level)
+    load(settings.rulebook)
+    first, last = (None if day is None else day_text(day) for day in (getattr(parsed, "from"), parsed.to))
+    audit = Audit(
+        redis=settings.redis,
+        database=settings.database,
+        partitions=tuple(filter(None, settings.partition.split(","))),
+        first_day=first,
+        last_day=last,
+        workers=max(1, parsed.workers),
+        secret=settings.secret,
+    )
+    report = AuditReport()
+    write_lines(finding.line() for finding in audit.run(report))
+    for note in report.notes:
+        print(f"accrual audit: {note}", file=sys.stderr)
+    print(f"accrual audit: {report.checks} checks, {report.findings} findings", file=sys.stderr)
+    return 1 if report.findings else 0
+
+
+def _propose(parsed: argparse.Namespace) -> int:
+    from accrual.audit import Finding, propose
+    from accrual.book import open_book
+
+    settings = settings_of(parsed, "database")
+    if parsed.by is None:
+        raise UsageError("--by: missing; --propose needs to know who proposes")
+    lines = parsed.propose.read_bytes().splitlines()
+    try:
+        findings = [msgspec.json.decode(line, type=Finding) for line in lines]
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{parsed.propose}: is not the output of an audit: {error}") from None
+    with open_book(settings.database) as connection:
+        write_lines(map(_encode, propose(connection, findings, by=parsed.by)))
+    return 0

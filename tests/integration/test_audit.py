@@ -1,0 +1,247 @@
+"""The audit finds nothing in a book that is right, and names each kind of error that is planted in a copy of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accrual.audit import Audit, AuditReport, Finding, propose
+from accrual.book import (
+    Connection,
+    adjust,
+    approve,
+    confirm,
+    connect,
+    expire,
+    release,
+    send_outbox,
+    settle,
+    slow,
+    waiting_adjustments,
+)
+from accrual.events import encode_compact, validate
+from accrual.rulebook import day_number
+from books import BOOK_RULEBOOK, Partition, at, ingest
+from servers import Server
+from workers import SECRET, command
+
+DAY = day_number(date(2026, 11, 10))
+
+
+def order(number: int, member: str, amount: int = 1000, **fields: Any) -> dict[str, Any]:
+    event = {"id": f"e{number}", "kind": "order_paid", "member": member, "ts": at(minutes=number), "amount": amount}
+    return event | {"order": f"o{number}"} | fields
+
+
+def refund(number: int, of: int, member: str, amount: int) -> dict[str, Any]:
+    event = {"id": f"r{number}", "kind": "order_refunded", "member": member, "ts": at(1, number), "amount": amount}
+    return event | {"order": f"o{of}"}
+
+
+def history(server: Server, connection: Connection) -> Partition:
+    """Make a book in which everything has happened once."""
+    partition = Partition(server.client())
+    partition.send(*(order(number, "m1", device="d1", phone="p1") for number in range(1, 9)))
+    partition.send(*(order(number, "m2", 20_000) for number in range(10, 13)), order(13, "会员\0", 700))
+    partition.send(
+        {"id": "c1", "kind": "checkin", "member": "m2", "ts": at()},
+        {"id": "x", "kind": "nonsense", "member": "m", "ts": at()},
+    )
+    partition.send({"id": "g1", "kind": "group_opened", "member": "m2", "ts": at()})
+    partition.send(
+        refund(1, 10, "m2", 5000), refund(2, 10, "m2", 15_000), refund(3, 11, "m2", 90_000), refund(4, 99, "m2", 1)
+    )
+    partition.send(order(20, "m3", 999, ts=at(0, 300), at=at(4)), order(21, "m3", 90_000_00, ts=at(0, 301), at=at(4)))
+    ingest(connection, partition)
+    slow(connection, partition.rulebook, refund_wait_hours=0)
+    settle(connection, partition.rulebook, DAY)
+    partition.send(refund(5, 12, "m2", 1000), order(22, "m3", 777, ts=at(0, 302), at=at(5)))
+    ingest(connection, partition)
+    slow(connection, partition.rulebook, refund_wait_hours=0)
+    release(connection, "m1", reason="checked", by="alice")
+    confirm(connection, "m3", reason="abuse", by="alice", claw_back=(DAY, DAY))
+    adjust(connection, "m2", -1000, reason="taken", note="", by="alice", approval_points=10_000)
+    adjust(connection, "m2", 77, reason="given", note="", by="alice", approval_points=10_000)
+    adjust(connection, "m4", 5, reason="given", note="", by="alice", approval_points=10_000)
+    expire(connection, DAY + 365)
+    send_outbox(connection, server.client())
+    return partition
+
+
+def audit(server: Server, url: str) -> tuple[list[Finding], AuditReport]:
+    report = AuditReport()
+    audit = Audit(redis=server.url, database=url, secret=SECRET.key.hex())
+    return list(audit.run(report)), report
+
+
+@pytest.fixture
+def planted(valkey: Server, book: str) -> tuple[Server, str, Partition]:
+    """A book that is right, and its database's URL; its triggers are off, so that errors can be planted."""
+    with connect(book) as connection:
+        partition = history(valkey, connection)
+        tables = connection.execute(
+            "SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal AND tgparentid = 0"
+        ).fetchall()
+        for (table,) in tables:
+            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+    return valkey, book, partition
+
+
+def test_a_book_that_is_right(planted: tuple[Server, str, Partition]) -> None:
+    server, url, _ = planted
+    findings, report = audit(server, url)
+    assert [finding.line() for finding in findings] == []
+    assert report.notes == []
+    assert report.checks > 15
+
+
+AGAIN = (
+    "INSERT INTO book.postings SELECT nextval('book.numbers'), action, kind, member, from_account, to_account, points, "
+    "day, lot_days, lot_points, lot_expires_on, partition_id, seq, late, cause_seq FROM book.postings WHERE number = "
+)
+FIRST = "(SELECT min(number) FROM book.postings WHERE kind = '{}')"
+
+# What is planted, and the checks that must name it: exactly these.
+ERRORS = {
+    "a balance": (
+        "UPDATE book.balances SET available = available + 7 WHERE member = 'm1'",
+        {"balances", "available"},
+    ),
+    "a lot": (
+        "UPDATE book.lots SET points = points + 3 WHERE (member, day) = ('m2', '2026-11-10')",
+        {"lots", "available"},
+    ),
+    "points of an entry": ("UPDATE book.entries SET points = points + 1 WHERE event = 'e13'", {"rows", "balances"}),
+    "the member of an entry": (
+        "UPDATE book.entries SET member = 'm9' WHERE event = 'e13'",
+        {"rows", "balances", "settlements"},
+    ),
+    "evidence of an entry": ("UPDATE book.entries SET evidence = NULL WHERE event = 'e8'", {"rows"}),
+    "an entry that is gone": (
+        "DELETE FROM book.entries WHERE event = 'c1'",
+        {"rows", "entries", "balances", "settlements"},
+    ),
+    "a digest": ("UPDATE book.batches SET digest = sha256('x') WHERE batch = 3", {"chain", "batches"}),
+    "counts of a batch": (
+        "UPDATE book.batches SET events = events + 1, duplicates = duplicates + 1 WHERE batch = 3",
+        {"chain"},
+    ),
+    "the position": ("UPDATE book.partitions SET through = '1-1'", {"batches"}),
+    "an identity": ("UPDATE book.identities SET seq = 1 WHERE event = 'e13'", {"identities"}),
+    "a posting's points": (
+        f"UPDATE book.postings SET points = points + 1 WHERE number = {FIRST.format('expire')}",
+        {"postings", "balances"},
+    ),
+    "a posting's accounts": (
+        "UPDATE book.postings SET from_account = 'held', lot_days = NULL, lot_points = NULL WHERE number = "
+        + FIRST.format("expire"),
+        {"postings", "balances", "lots", "holds"},
+    ),
+    "a settlement twice": (AGAIN + FIRST.format("settle"), {"settlements", "balances", "lots"}),
+    "a release twice": (AGAIN + FIRST.format("release"), {"holds", "balances", "lots"}),
+    "an expiry twice": (AGAIN + FIRST.format("expire"), {"expiry", "balances", "lots"}),
+    "an expiry before its time": (
+        "UPDATE book.actions SET details = '{\"day\": \"2027-11-01\"}' WHERE kind = 'expire'",
+        {"expiry"},
+    ),
+    "a refund of more": (
+        "UPDATE book.refunds SET amount_fen = 100000 WHERE seq = (SELECT min(seq) FROM book.refunds)",
+        {"refunds"},
+    ),
+    "a refund twice": (AGAIN + FIRST.format("refund"), {"refunds", "reversals", "balances", "settlements"}),
+    "a refund of nothing": (
+        "UPDATE book.refunds SET reversed = 0 WHERE seq = (SELECT max(seq) FROM book.refunds)",
+        {"refunds"},
+    ),
+    "a clawback of more": (
+        f"UPDATE book.postings SET points = 5000, lot_points = ARRAY[5000] WHERE number = {FIRST.format('clawback')}",
+        {"reversals", "balances", "lots", "expiry"},
+    ),
+    "a deferred event that nobody dealt with": (
+        "DELETE FROM book.resolutions WHERE result = 'exception'",
+        {"deferred"},
+    ),
+    "a late entry from nowhere": ("DELETE FROM book.deferred WHERE event = 'e20'", {"deferred", "entries", "rows"}),
+    "an adjustment": ("UPDATE book.adjustments SET points = 78 WHERE points = 77", {"adjustments"}),
+    "more than a day's cap": (
+        "UPDATE book.entries SET points = 2000 WHERE event = 'e12'",
+        {"caps", "rows", "balances", "refunds"},
+    ),
+    "more often than a day allows": (
+        "UPDATE book.entries SET kind = 'checkin' WHERE event IN ('e10', 'e11')",
+        {"caps", "rows"},
+    ),
+    "more than once in a life": ("UPDATE book.entries SET kind = 'group_opened' WHERE event = 'c1'", {"once", "rows"}),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_an_error_that_is_planted(planted: tuple[Server, str, Partition], what: str) -> None:
+    server, url, _ = planted
+    statement, checks = ERRORS[what]
+    with connect(url) as connection:
+        assert connection.execute(statement).rowcount >= 1
+    findings, _ = audit(server, url)
+    assert {finding.check for finding in findings} == checks, [finding.line() for finding in findings]
+
+
+def test_a_ledger_that_comes_out_differently(valkey: Server, book: str) -> None:
+    client = valkey.client()
+    partition = Partition(client)
+    partition.send(order(1, "m1"), order(2, "m1", 5000), order(3, "m2"))
+    entries: Any = client.xrange(partition.keys.events)
+    client.delete(partition.keys.events)
+    for entry_id, fields in entries:
+        changed = encode_compact(validate(order(2, "m1", 3000))) if fields == entries[1][1] else fields[b"e"]
+        client.xadd(partition.keys.events, {"e": changed}, id=entry_id)
+    with connect(book) as connection:
+        ingest(connection, partition)
+        findings, _ = audit(valkey, book)
+        assert [(finding.check, finding.batch, finding.seq, finding.member) for finding in findings] == [
+            ("decisions", 2, 2, "m1")
+        ]
+        assert (findings[0].expected["points"], findings[0].found["points"]) == (30, 50)
+        for _ in range(2):
+            assert [line["points"] for line in propose(connection, findings, by="audit")] == [-20]
+        (waiting,) = waiting_adjustments(connection)
+        assert (waiting.adjustment, waiting.member, waiting.points, waiting.state) == (
+            "audit-p-2",
+            "m1",
+            -20,
+            "waiting",
+        )
+        assert approve(connection, "audit-p-2", by="alice").state == "posted"
+
+
+def test_events_that_have_left_the_stream_are_said_not_to_be_checked(valkey: Server, book: str) -> None:
+    client = valkey.client()
+    partition = Partition(client)
+    partition.send(order(1, "m1"))
+    partition.send(order(2, "m1"))
+    client.xtrim(partition.keys.events, maxlen=1, approximate=False)
+    with connect(book) as connection:
+        ingest(connection, partition)
+    findings, report = audit(valkey, book)
+    assert findings == []
+    assert report.notes == ["partition p: not decided again from batch 2 on: of its 1 events 0 are still there"]
+
+
+def test_the_command(planted: tuple[Server, str, Partition], tmp_path: Path) -> None:
+    server, url, _ = planted
+    rulebook = tmp_path / "rulebook.toml"
+    rulebook.write_text(BOOK_RULEBOOK, encoding="utf-8")
+    flags = ("audit", "--rulebook", str(rulebook), "--redis", server.url, "--database", url)
+    variables = {"ACCRUAL_SECRET": SECRET.key.hex()}
+    done = command(*flags, variables=variables)
+    assert (done.returncode, done.stdout) == (0, b""), done.stdout + done.stderr
+    with connect(url) as connection:
+        connection.execute("UPDATE book.balances SET pending = pending + 1 WHERE member = 'm4'")
+    done = command(*flags, variables=variables)
+    assert done.returncode == 1
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert (line["check"], line["member"]) == ("balances", "m4")
+    assert b"1 findings" in done.stderr
