@@ -13,6 +13,10 @@
     │   ├── StreamTrimmed     entries disappeared before they were read
     │   └── UnsafeServer      the server's configuration could lose or evict data
     ├── SnapshotError         a snapshot is torn, damaged, foreign or of another version, or cannot be written
+    ├── BlobError             a store of files refuses, or has no such file
+    │   ├── BlobMissing       there is no file of that name
+    │   └── BlobExists        there is one already, and it stays
+    ├── ArchiveError          a segment is torn, damaged, foreign or of another version, or the key is another
     ├── StateMismatch         a replay came out differently from what is committed
     ├── BookError             the book refuses, or what it holds contradicts the ledger
     └── DeliveryError         the producer could not hand an event over
@@ -22,6 +26,10 @@ from __future__ import annotations
 
 __all__ = [
     "AccrualError",
+    "ArchiveError",
+    "BlobError",
+    "BlobExists",
+    "BlobMissing",
     "BookError",
     "CoreMissing",
     "DeliveryError",
@@ -90,6 +98,22 @@ class UnsafeServer(StreamError):
 
 class SnapshotError(AccrualError):
     """A snapshot cannot be believed, or not be written. ``str(error)`` names the file and what is wrong."""
+
+
+class BlobError(AccrualError):
+    """A store of files refuses what was asked, and asking again would not help. ``str(error)`` names the file."""
+
+
+class BlobMissing(BlobError):
+    """There is no file of that name in the store."""
+
+
+class BlobExists(BlobError):
+    """The store has a file of that name already, and keeps it."""
+
+
+class ArchiveError(AccrualError):
+    """The archive cannot be believed, or does not have what was asked for. ``str(error)`` names the segment."""
 
 
 class StateMismatch(AccrualError):

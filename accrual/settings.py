@@ -92,6 +92,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trim_input: Annotated[
         bool, Meta(description="remove events that come before the oldest of the kept snapshots from the stream")
     ] = False
+    snapshot_store: Annotated[
+        str,
+        Meta(
+            description="where each snapshot is copied to, and fetched from by a worker that has none: "
+            "a directory, file:// or s3://",
+            extra={"metavar": "URL"},
+        ),
+    ] = ""
+    archive: Annotated[
+        str,
+        Meta(
+            description="where the input is archived, and without which it is not trimmed: a directory, file:// or "
+            "s3://",
+            extra={"metavar": "URL"},
+        ),
+    ] = ""
+    archive_key: Annotated[
+        str,
+        Meta(
+            pattern="^([0-9a-fA-F]{64})?$",
+            description="64 hex digits: the key that the archive is encrypted with; without one it is not",
+            extra={"flag": False},
+        ),
+    ] = ""
+    archive_key_file: Annotated[
+        str,
+        Meta(
+            description="file with keys of the archive, 64 hex digits a line; the first encrypts, all decrypt",
+            extra={"metavar": "FILE"},
+        ),
+    ] = ""
+    archive_retention_days: Annotated[
+        int, Meta(ge=0, le=36_525, description="age at which archived input is deleted; 0: never")
+    ] = 0
+    archive_segment_bytes: Annotated[
+        int, Meta(ge=1 << 10, le=1 << 28, description="size of the entries, uncompressed, at which a segment is full")
+    ] = 16 << 20
+    archive_interval_s: Annotated[
+        int, Meta(ge=0, le=86_400, description="longest time that a segment waits to become full")
+    ] = 60
     memory_limit_bytes: Annotated[
         int,
         Meta(ge=0, le=1 << 50, description="memory of the state at which the worker takes no more input; 0: no limit"),

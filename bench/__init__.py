@@ -14,4 +14,5 @@
     latency    from append to committed under open-loop load, with and without snapshots
     restart    memory, snapshot, restart and replay of a large state
     growth     what an event costs in each tenth of a long stream
+    book       the ledger into the book, against bare COPY; settlement
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import core, drain, growth, latency, restart
+from bench import book, core, drain, growth, latency, restart
 from bench.machine import describe
 from bench.report import save
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED
@@ -28,6 +28,7 @@ examples:
   python -m bench drain --events 4000000 --variants single durable
   python -m bench latency --rate 100000 --seconds 10 --linger-ms 1
   python -m bench restart --state-members 1000000
+  python -m bench book --events 1000000
 """
 
 
@@ -203,6 +204,20 @@ def _run_growth(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
     _tell(f"everything is in {path}")
 
 
+def _run_book(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
+    settings = book.BookSettings(
+        events=parsed.events or (200_000 if parsed.quick else 2_000_000),
+        runs=parsed.runs or (2 if parsed.quick else 3),
+        members=parsed.members or (QUICK_MEMBERS if parsed.quick else 1_000_000),
+        seed=parsed.seed,
+        directory=parsed.directory,
+    )
+    result = book.measure_book(settings, _tell)
+    print(book.summary(result))
+    path = save(_name(parsed, "book"), machine, {"settings": settings, "result": result})
+    _tell(f"everything is in {path}")
+
+
 def _name(parsed: argparse.Namespace, benchmark: str) -> str:
     """Return what the file is called. What was tried quickly must not take the place of what was measured."""
     return parsed.name or (f"{benchmark}-quick" if parsed.quick else benchmark)
@@ -218,6 +233,7 @@ BENCHMARKS: Final[dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]
     "latency": _run_latency,
     "restart": _run_restart,
     "growth": _run_growth,
+    "book": _run_book,
 }
 
 if __name__ == "__main__":

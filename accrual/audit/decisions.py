@@ -1,7 +1,7 @@
 """A partition from its beginning: the chain of digests, every event decided again, every row of the book compared.
 
 The events come from the stream, or from wherever ``events`` reads them: the archive, where the stream was trimmed. They
-are decided by the reference engine with the rulebooks that the ledger recorded.
+are decided with the rulebooks that the ledger recorded, by the reference engine unless another is asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import redis
 from accrual.audit.findings import Finding
 from accrual.book.database import Connection
 from accrual.book.texts import shown
-from accrual.engine import BatchHeader, ReferenceEngine, Secret
+from accrual.engine import BatchHeader, Engine, Secret, open_engine
 from accrual.errors import LedgerError, RulebookError
 from accrual.events import StreamEntry
 from accrual.ledger import Chain, EntriesBatch, LedgerReader, RulebookRecord, decode_header
@@ -25,8 +25,8 @@ from accrual.stream import Keys, StreamId, stream_id_text
 
 __all__ = ["EventSource", "check_partition", "stream_source"]
 
-# Gives the stream entries after one ID and through another.
-EventSource: TypeAlias = Callable[[StreamId, StreamId], Sequence[StreamEntry]]
+# Gives the stream entries after one ID and through another, of which there were so many: as many as can be had.
+EventSource: TypeAlias = Callable[[StreamId, StreamId, int], Sequence[StreamEntry]]
 
 PAGE_ENTRIES: Final = 4096
 # A batch whose bytes come out differently may have many entries that do; the first ones say what there is to say.
@@ -54,13 +54,13 @@ DEFERRED: Final = """
 TAKEN: Final = "SELECT seq FROM book.exceptions WHERE kind = 'id_taken' AND partition_id = %s AND seq BETWEEN %s AND %s"
 
 
-def stream_source(client: redis.Redis, keys: Keys) -> EventSource:
-    """Return what reads events from the stream itself."""
+def stream_source(client: redis.Redis, keys: Keys, archive: EventSource | None = None) -> EventSource:
+    """Return what reads events from the stream itself, and those that have left it from the ``archive``."""
     plain = redis.Redis(connection_pool=client.connection_pool)
     # Left to itself the client makes a mapping of the fields, and an entry may have one name twice.
     plain.set_response_callback("XRANGE", lambda reply, **_: reply)
 
-    def read(after: StreamId, through: StreamId) -> list[StreamEntry]:
+    def read(after: StreamId, through: StreamId, count: int) -> Sequence[StreamEntry]:
         entries: list[StreamEntry] = []
         start, end = f"({stream_id_text(after)}", stream_id_text(through)
         while True:
@@ -70,8 +70,11 @@ def stream_source(client: redis.Redis, keys: Keys) -> EventSource:
                 fields = tuple(zip(values[::2], values[1::2], strict=True))
                 entries.append(StreamEntry(int(ms), int(seq), fields))
             if len(page) < PAGE_ENTRIES:
-                return entries
+                break
             start = f"({page[-1][0].decode()}"
+        if len(entries) < count and archive is not None:
+            return archive(after, through, count)
+        return entries
 
     return read
 
@@ -83,16 +86,17 @@ def check_partition(
     secret: Secret,
     events: EventSource,
     note: Callable[[str], object],
+    engine: str = "reference",
 ) -> Iterator[Finding]:
     """Yield what is wrong with the ledger of ``partition`` and with what the book has of it.
 
-    ``note`` is told in words what could not be decided again, since its events are gone.
+    ``note`` is told in words what could not be decided again, since its events are gone. ``engine`` decides.
     """
     row = connection.execute("SELECT partition_id, batch FROM book.partitions WHERE name = %s", (partition,)).fetchone()
     if row is None:
         yield Finding("chain", "the book does not know this partition", partition)
         return
-    checking = _Partition(connection, partition, row[0], secret, events, note)
+    checking = _Partition(connection, partition, row[0], secret, events, note, engine)
     chain = Chain()
     try:
         for batch in LedgerReader(client, partition).batches(chain=chain):
@@ -117,6 +121,7 @@ class _Partition:
         secret: Secret,
         events: EventSource,
         note: Callable[[str], object],
+        engine: str,
     ) -> None:
         self._connection = connection
         self._partition = partition
@@ -124,7 +129,8 @@ class _Partition:
         self._secret = secret
         self._events = events
         self._note = note
-        self._engine: ReferenceEngine | None = None
+        self._engine_name = engine
+        self._engine: Engine | None = None
         self._can_decide = True
 
     def check(self, batch: EntriesBatch | RulebookRecord, chain: Chain) -> Iterator[Finding]:
@@ -166,7 +172,7 @@ class _Partition:
             self._can_decide = False
             return
         if self._engine is None:
-            self._engine = ReferenceEngine(rulebook, self._secret, record.slack_days)
+            self._engine = open_engine(self._engine_name, rulebook, self._secret, record.slack_days)
         else:
             self._engine.adopt(rulebook)
 
@@ -176,7 +182,7 @@ class _Partition:
         header = batch.header
         if not self._can_decide or self._engine is None or header.counts.stream_entries == 0:
             return
-        entries = self._events(header.after, header.through)
+        entries = self._events(header.after, header.through, header.counts.stream_entries)
         if len(entries) != header.counts.stream_entries:
             self._can_decide = False
             self._note(

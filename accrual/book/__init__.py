@@ -12,7 +12,7 @@
     reminders     what members are told before points expire
     slow          the events that the ledger deferred: late, refunds, from waiting
     outbox        messages to the stream server, each once
-    statement     what a member sees, in words; exceptions: what waits for a person
+    statement     what a member sees, in words; exceptions, held: what waits for a person, and why
     rebuild       projections made anew from the facts
     schedule      all the jobs in one process, each when it is time
 """
@@ -22,6 +22,7 @@ from accrual.book.chunks import Done
 from accrual.book.database import Connection, connect, migrate, open_book
 from accrual.book.exceptions import close_exception, exceptions
 from accrual.book.expire import expire
+from accrual.book.held import held
 from accrual.book.holds import Verdict, confirm, release
 from accrual.book.outbox import send_outbox
 from accrual.book.programme import day_start_ms
@@ -30,7 +31,7 @@ from accrual.book.reminders import remind
 from accrual.book.schedule import Scheduler
 from accrual.book.service import BookService
 from accrual.book.settle import settle
-from accrual.book.slow import slow
+from accrual.book.slow import SlowService, slow
 from accrual.book.statement import statement
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Connection",
     "Done",
     "Scheduler",
+    "SlowService",
     "Verdict",
     "adjust",
     "approve",
@@ -48,6 +50,7 @@ __all__ = [
     "day_start_ms",
     "exceptions",
     "expire",
+    "held",
     "migrate",
     "open_book",
     "rebuild",

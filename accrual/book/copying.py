@@ -1,7 +1,7 @@
 """Columns to the rows of PostgreSQL's binary ``COPY``, without a Python object per value.
 
-A batch of the ledger has its texts end to end, and ``COPY`` wants rows end to end: each field a length of four bytes
-and its data. So the place of every field is computed for all rows at once, and whole columns are scattered to theirs.
+A row is a count of fields, and each field a length of four bytes and its data. Rows are laid out side by side at the
+width of the widest, a column at a time; then the bytes that belong to no value are left out, all in one pass.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ __all__ = [
     "NULL",
     "TRAILER",
     "Column",
+    "beside",
     "booleans",
     "coded",
     "dates",
+    "decimals",
     "integers",
     "joined",
-    "padded",
     "pieces",
+    "repeated",
     "rows_of",
     "texts",
 ]
@@ -33,27 +35,66 @@ __all__ = [
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
 NULL: Final = -1
+COUNT_BYTES: Final = 2
 LENGTH_BYTES: Final = 4
 POSTGRESQL_EPOCH_DAY: Final = 10957  # 2000-01-01
 
+# Rows that are laid out at once: few enough for the processor's caches.
+BLOCK_ROWS: Final = 2048
+WORD_BYTES: Final = (2, 4, 8)
+
 
 class Column:
-    """One column: ``lengths`` of its values, -1 for null, and their bytes end to end in ``data``."""
+    """One column: a value in each row of ``data``, at its beginning; ``lengths`` says how long it is, -1 for null.
 
-    def __init__(self, lengths: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
-        self.lengths = lengths
+    ``lengths`` is ``None`` where every value fills its row. With ``codes`` each value is that of the row that its code
+    says, so that a long value that is seen often takes little memory.
+    """
+
+    def __init__(
+        self,
+        data: NDArray[np.uint8],
+        lengths: NDArray[np.int32] | None = None,
+        codes: NDArray[np.intp] | None = None,
+    ) -> None:
         self.data = data
+        self.lengths = lengths
+        self.codes = codes
 
-    def where(self, wanted: NDArray[np.bool_]) -> Column:
-        """Return the column with null in the rows that are not ``wanted``."""
-        kept = self.taken(np.flatnonzero(wanted))
-        return Column(np.where(wanted, self.lengths, NULL), kept.data)
+    @property
+    def width(self) -> int:
+        """The length of the longest value, or more."""
+        return int(self.data.shape[1])
+
+    def __len__(self) -> int:
+        """Return the number of values."""
+        return len(self.data if self.codes is None else self.codes)
 
     def taken(self, rows: NDArray[np.intp]) -> Column:
-        """Return the column of some of the rows, in the order given."""
-        sizes = np.maximum(self.lengths, 0)
-        starts = np.cumsum(sizes) - sizes
-        return Column(self.lengths[rows], self.data[_spans(starts[rows], sizes[rows])])
+        """Return the column of some of the rows, in the order given, without codes and no wider than they need."""
+        if self.codes is not None:
+            rows = self.codes.take(rows)
+        data = self.data.take(rows, axis=0)
+        if self.lengths is None:
+            return Column(data)
+        lengths = self.lengths.take(rows)
+        width = max(0, int(lengths.max(initial=0)))
+        full = width > 0 and int(lengths.min()) == width
+        return Column(data[:, :width], None if full else lengths)
+
+    def sizes(self) -> NDArray[np.int32]:
+        """Return how long the value in each row of ``data`` is, -1 for null."""
+        return np.full(len(self.data), self.width, np.int32) if self.lengths is None else self.lengths
+
+    def where(self, wanted: NDArray[np.bool_]) -> Column:
+        """Return the column, which has no codes, with null in the rows that are not ``wanted``."""
+        return Column(self.data, np.where(wanted, self.sizes(), np.int32(NULL)))
+
+    def padded(self) -> NDArray[np.bytes_]:
+        """Return the values, none of which is coded, null or ends with a zero byte, as an array of strings."""
+        if not self.width:
+            return np.zeros(len(self.data), "S1")
+        return np.ascontiguousarray(self.data).view(f"S{self.width}").reshape(-1)
 
 
 def integers(values: NDArray[Any], width: int, null: NDArray[np.bool_] | None = None) -> Column:
@@ -63,10 +104,10 @@ def integers(values: NDArray[Any], width: int, null: NDArray[np.bool_] | None = 
     """
     if values.dtype == np.uint64:
         values = values.view(np.int64)
-    big = np.ascontiguousarray(values).astype(f">i{width}")
+    big = np.ascontiguousarray(values).astype(f">i{width}").view(np.uint8).reshape(-1, width)
     if null is None or not null.any():
-        return Column(np.full(len(values), width, np.int64), big.view(np.uint8))
-    return Column(np.where(null, NULL, width).astype(np.int64), big[~null].view(np.uint8))
+        return Column(big)
+    return Column(big, np.where(null, np.int32(NULL), np.int32(width)))
 
 
 def dates(days: NDArray[Any]) -> Column:
@@ -76,78 +117,126 @@ def dates(days: NDArray[Any]) -> Column:
 
 def booleans(values: NDArray[Any]) -> Column:
     """Return a column of ``boolean``."""
-    return Column(np.ones(len(values), np.int64), np.ascontiguousarray(values).astype(np.uint8))
+    return Column(np.ascontiguousarray(values).astype(np.uint8).reshape(-1, 1))
 
 
-def texts(lengths: NDArray[np.int64], data: bytes, *, empty_is_null: bool = False) -> Column:
+def repeated(value: bytes, count: int) -> Column:
+    """Return a column of one value, ``count`` times."""
+    return coded(np.zeros(count, np.intp), [value])
+
+
+def texts(lengths: NDArray[Any], data: bytes, *, empty_is_null: bool = False) -> Column:
     """Return a column of ``text`` from UTF-8 end to end, each as ``stored`` writes it."""
     if b"\0" in data or b"\\" in data:
         ends = np.cumsum(lengths).tolist()
         values = [stored_bytes(data[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
         lengths, data = np.array([len(value) for value in values]), b"".join(values)
-    if empty_is_null:
-        lengths = np.where(lengths == 0, NULL, lengths)
-    return Column(np.array(lengths, np.int64), np.frombuffer(data, np.uint8))
+    column = _column_of(np.asarray(lengths, np.int32), np.frombuffer(data, np.uint8))
+    if empty_is_null and not (lengths > 0).all():
+        return Column(column.data, np.where(lengths == 0, np.int32(NULL), np.asarray(lengths, np.int32)))
+    return column
 
 
-def pieces(values: Sequence[bytes]) -> Column:
-    """Return a column of ``values``, each the bytes of any type."""
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    return Column(lengths, np.frombuffer(b"".join(values), np.uint8))
-
-
-def joined(columns: Sequence[Column]) -> Column:
-    """Return the columns as one, their rows one after the other."""
-    lengths = [column.lengths for column in columns] or [np.zeros(0, np.int64)]
-    data = [column.data for column in columns] or [np.zeros(0, np.uint8)]
-    return Column(np.concatenate(lengths), np.concatenate(data))
-
-
-def padded(column: Column) -> NDArray[np.bytes_]:
-    """Return the values, none of which is null or ends with a zero byte, as an array of strings of equal width."""
-    width = max(1, int(column.lengths.max()))
-    rows = np.zeros((len(column.lengths), width), np.uint8)
-    rows.reshape(-1)[_spans(np.arange(len(rows)) * width, column.lengths)] = column.data
-    return rows.view(f"S{width}").reshape(-1)
+def pieces(values: Sequence[bytes | None]) -> Column:
+    """Return a column of ``values``, each the bytes of any type, ``None`` for null."""
+    lengths = np.array([NULL if value is None else len(value) for value in values], np.int32)
+    return _column_of(lengths, np.frombuffer(b"".join(value or b"" for value in values), np.uint8))
 
 
 def coded(codes: NDArray[Any], values: Sequence[bytes | None]) -> Column:
     """Return the column of ``values[code]``: each value the bytes of any type, ``None`` for null."""
-    lengths = np.array([NULL if value is None else len(value) for value in values] or [0], np.int64)
-    data = np.frombuffer(b"".join(value or b"" for value in values), np.uint8)
-    return Column(lengths, data).taken(np.asarray(codes, np.intp))
+    table = pieces(values)
+    return Column(table.data, table.lengths, np.asarray(codes, np.intp))
 
 
-def rows_of(columns: Sequence[Column]) -> bytes:
-    """Return the rows that have ``columns``; a binary ``COPY`` is ``HEADER``, any number of such rows, ``TRAILER``."""
-    count = len(columns[0].lengths)
-    sizes = [np.maximum(column.lengths, 0) for column in columns]
-    row_sizes = 2 + LENGTH_BYTES * len(columns) + sum(sizes, np.zeros(count, np.int64))
-    buffer = np.empty(int(row_sizes.sum()), np.uint8)
-    place = np.cumsum(row_sizes) - row_sizes
-    _scatter(buffer, place, np.full(count, len(columns)).astype(">i2").view(np.uint8), 2)
-    place = place + 2
-    for column, size in zip(columns, sizes, strict=True):
-        _scatter(buffer, place, column.lengths.astype(">i4").view(np.uint8), LENGTH_BYTES)
-        place = place + LENGTH_BYTES
-        width = int(size[0]) if count else 0
-        if count and (size == width).all():
-            _scatter(buffer, place, column.data, width)
-        else:
-            buffer[_spans(place, size)] = column.data
-        place = place + size
-    return buffer.tobytes()
+def decimals(values: NDArray[Any]) -> Column:
+    """Return a column of ``text``: numbers, none of them below zero, in decimal."""
+    digits = np.empty((len(values), len(str(int(values.max(initial=0))))), np.uint8)
+    rest = np.asarray(values, np.uint64)
+    for place in reversed(range(digits.shape[1])):
+        rest, digits[:, place] = np.divmod(rest, np.uint64(10))
+    # Zeros in front are left out, but for the last digit, which may be one.
+    shown = np.logical_or.accumulate(digits > 0, axis=1)
+    shown[:, -1:] = True
+    return texts(shown.sum(axis=1), (digits + np.uint8(ord("0")))[shown].tobytes())
 
 
-def _scatter(buffer: NDArray[np.uint8], place: NDArray[np.int64], data: NDArray[np.uint8], width: int) -> None:
-    """Write values of ``width`` bytes each to their places."""
-    values = data.reshape(-1, width) if width else data
-    for byte in range(width):
-        buffer[place + byte] = values[:, byte]
+def beside(left: Column, right: Column, *, between: bytes) -> Column:
+    """Return a column of ``text``: the values of two, none of which is coded or null, with a text in between."""
+    middle = np.broadcast_to(np.frombuffer(between, np.uint8), (len(left), len(between)))
+    data = np.hstack([left.data, middle, right.data])
+    sizes = left.sizes() + right.sizes() + np.int32(len(between))
+    if left.lengths is None:
+        return Column(data, sizes)
+    parts = (_filled(left.sizes(), left.width), np.ones_like(middle, np.bool_), _filled(right.sizes(), right.width))
+    return texts(sizes, data[np.hstack(parts)].tobytes())
 
 
-def _spans(starts: NDArray[Any], sizes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the positions of all bytes of the spans, end to end."""
-    ends = np.cumsum(sizes)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - sizes), sizes) + np.arange(total)
+def joined(columns: Sequence[Column]) -> Column:
+    """Return the columns, all of them coded or none, as one, their rows one below the other."""
+    width = max(column.width for column in columns)
+    full = all(column.lengths is None and column.width == width for column in columns)
+    ends = np.cumsum([len(column.data) for column in columns])
+    data = np.zeros((ends[-1], width), np.uint8)
+    for column, end in zip(columns, ends.tolist(), strict=True):
+        data[end - len(column.data) : end, : column.width] = column.data
+    codes = [
+        column.codes + (end - len(column.data))
+        for column, end in zip(columns, ends.tolist(), strict=True)
+        if column.codes is not None
+    ]
+    lengths = None if full else np.concatenate([column.sizes() for column in columns])
+    return Column(data, lengths, np.concatenate(codes) if codes else None)
+
+
+def rows_of(columns: Sequence[Column], order: NDArray[np.intp] | None = None) -> list[bytes]:
+    """Return the rows that have ``columns``, those in ``order`` where it is given, in pieces.
+
+    A binary ``COPY`` is ``HEADER``, any number of such rows, ``TRAILER``.
+    """
+    if order is None:
+        order = np.arange(len(columns[0]))
+    blocks = (order[start : start + BLOCK_ROWS] for start in range(0, len(order), BLOCK_ROWS))
+    return [_block([column.taken(rows) for column in columns]) for rows in blocks]
+
+
+def _block(columns: Sequence[Column]) -> bytes:
+    count = len(columns[0])
+    width = COUNT_BYTES + sum(LENGTH_BYTES + column.width for column in columns)
+    rows = np.empty((count, width), np.uint8)
+    belongs = None if all(column.lengths is None for column in columns) else np.ones((count, width), np.bool_)
+    rows[:, :COUNT_BYTES].view(">i2")[:] = len(columns)
+    start = COUNT_BYTES
+    for column in columns:
+        end = start + LENGTH_BYTES + column.width
+        lengths = column.width if column.lengths is None else column.lengths[:, np.newaxis]
+        rows[:, start : start + LENGTH_BYTES].view(">i4")[:] = lengths
+        _write(rows[:, start + LENGTH_BYTES : end], column.data)
+        if column.lengths is not None and belongs is not None:
+            belongs[:, start + LENGTH_BYTES : end] = _filled(column.lengths, column.width)
+        start = end
+    return (rows if belongs is None else rows[belongs]).tobytes()
+
+
+def _write(place: NDArray[np.uint8], data: NDArray[np.uint8]) -> None:
+    """Write ``data``, as whole words where its width is one."""
+    width = data.shape[1]
+    if width in WORD_BYTES and data.strides[1] == 1:
+        place.view(f"u{width}")[:] = data.view(f"u{width}")
+    else:
+        place[:] = data
+
+
+def _column_of(lengths: NDArray[np.int32], data: NDArray[np.uint8]) -> Column:
+    """Return the column of values that are end to end in ``data``."""
+    width = max(0, int(lengths.max(initial=0)))
+    if len(data) == width * len(lengths):
+        return Column(data.reshape(len(lengths), width), None if width or not len(lengths) else lengths)
+    rows = np.zeros((len(lengths), width), np.uint8)
+    rows[_filled(lengths, width)] = data
+    return Column(rows, lengths)
+
+
+def _filled(lengths: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
+    """Return which bytes of rows of ``width`` bytes belong to values of ``lengths``."""
+    return np.asarray(np.arange(width, dtype=np.int32) < lengths[:, np.newaxis])

@@ -24,7 +24,7 @@ NAMES: Final = (
     *("exception", "kind", "member", "partition", "seq", "event", "detail", "data", "opened_at", "closed_at"),
     *("closed_by", "reason"),
 )
-TEXTS: Final = frozenset({"member", "event", "closed_by"})
+TEXTS: Final = frozenset({"member", "event", "detail", "closed_by"})
 
 
 def exceptions(connection: Connection, *, closed_too: bool = False) -> Iterator[dict[str, Any]]:
@@ -33,6 +33,9 @@ def exceptions(connection: Connection, *, closed_too: bool = False) -> Iterator[
         cursor.execute(QUERY, {"all": closed_too})
         for row in cursor:
             line = {name: shown(value) if name in TEXTS else value for name, value in zip(NAMES, row, strict=True)}
+            line["data"] = {
+                name: shown(value) if isinstance(value, str) else value for name, value in line["data"].items()
+            }
             yield {name: value for name, value in line.items() if value not in (None, {})}
 
 

@@ -100,6 +100,7 @@ def follow(followers: Sequence[Follower], stopping: threading.Event, *, drain: b
     Raises what the server and the database raise: whoever calls decides what to try again.
     """
     ends = {follower: follower.end() for follower in followers}
+    _refuse_shorter(followers, ends)
     while not stopping.is_set():
         waiting = [follower for follower in followers if not drain or follower.book.link.batch < ends[follower]]
         if not waiting:

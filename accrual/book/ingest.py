@@ -86,7 +86,7 @@ class Book:
             if taken:
                 group = group_of(group.batches, group.links, group.controls, self.partition_id, taken)
             cursor.execute(CREATE_RAISED)
-            _copy(cursor, "raised", BALANCE_COLUMNS, [group.balances])
+            _copy(cursor, "raised", BALANCE_COLUMNS, group.balances)
             cursor.execute(RAISE)
             cursor.execute("SELECT set_config('book.number', nextval('book.numbers')::text, true)::bigint")
             number: int = (cursor.fetchone() or (0,))[0]

@@ -1,32 +1,48 @@
-"""Late events: decided again on the day that they belong to, on top of what is booked for it (SPEC section 9)."""
+"""Late events: decided on the day that they belong to, on top of what is booked for it (SPEC section 9)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import msgspec
 import psycopg
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from accrual.book.chunks import Done
 from accrual.book.posting import act, is_settled, lock_members
 from accrual.book.settle import settle_members
 from accrual.book.texts import shown, stored
-from accrual.book.waiting import Deferred, claim, held_ids, open_exception, resolve, waiting_after
-from accrual.engine.late import BookedEvent, LateEngine
+from accrual.book.waiting import Deferred, claim, held_ids, late_events, open_exception, resolve
+from accrual.engine.late import LateEngine
 from accrual.events import Event, decode_compact
 from accrual.outcomes import Entry
-from accrual.rulebook import Rulebook, day_text
+from accrual.rulebook import Limit, Rulebook, day_text
 
 __all__ = ["judge_late_events"]
 
-CHUNK_EVENTS: Final = 500
+CHUNK_EVENTS: Final = 2000
+KEYS: Final = ("device", "ip", "phone")
 
-BOOKED: Final = """
-    SELECT kind, member, device, ip, phone, outcome, cause IS NOT NULL, points FROM book.entries
-    WHERE day = %(day)s::date AND outcome IN ('granted', 'held', 'rejected') AND (
-        member = ANY(%(members)s) OR device = ANY(%(devices)s) OR ip = ANY(%(ips)s) OR phone = ANY(%(phones)s))
+# What a limit of a business day counted, by day and key. An event that step 8 of the decision refused has a cause.
+TOTALS: Final[LiteralString] = """
+    SELECT day - date '1970-01-01', {key}::text, {measured} FROM book.entries
+    WHERE day = ANY(%(days)s::date[]) AND {key} = ANY(%(keys)s::{type}[])
+        AND (%(kinds)s::text[] IS NULL OR kind = ANY(%(kinds)s::text[]))
+        AND (outcome IN ('granted', 'held') OR {refused_too} AND outcome = 'rejected' AND cause IS NULL)
+    GROUP BY 1, 2
+"""
+MEASURES: Final[dict[str, LiteralString]] = {
+    "events": "count(*)",
+    "points": f"least(sum(points), {2**63 - 1})::bigint",
+    "members": "(array_agg(DISTINCT member))[1:%(members)s]",
+}
+
+DAILY: Final = """
+    SELECT member, kind, day - date '1970-01-01', count(*) FROM book.entries
+    WHERE day = ANY(%(days)s::date[]) AND member = ANY(%(members)s) AND kind = ANY(%(kinds)s)
+        AND outcome IN ('granted', 'held') GROUP BY 1, 2, 3
 """
 
 # What members did on any day that once marks and streaks remember, in the order of booking.
@@ -41,10 +57,10 @@ MEMBERS: Final = """
 
 INSERT: Final = """
     INSERT INTO book.entries (day, partition_id, seq, late, rulebook, stream_id, item, ts_ms, event, kind, member,
-        outcome, cause, frozen, amount_fen, order_id, base, uncapped, points, campaigns, evidence, device, ip, phone)
+        amount_fen, order_id, device, ip, phone, outcome, cause, frozen, base, uncapped, points, campaigns, evidence)
     SELECT day, partition_id, seq, true, %(rulebook)s, stream_id, item, ts_ms, event, kind, member,
-        %(outcome)s, %(cause)s, %(frozen)s, amount_fen, order_id, %(base)s, %(uncapped)s, %(points)s, %(campaigns)s,
-        %(evidence)s, device, ip, phone
+        amount_fen, order_id, device, ip, phone, %(outcome)s, %(cause)s, %(frozen)s, %(base)s, %(uncapped)s, %(points)s,
+        %(campaigns)s, %(evidence)s
     FROM book.deferred WHERE (partition_id, seq) = (%(partition_id)s, %(seq)s)
 """
 
@@ -60,128 +76,205 @@ class Accepted(msgspec.Struct, frozen=True):
     entry: Entry
 
 
-def judge_late_events(
-    cursor: psycopg.Cursor[Any], rulebook: Rulebook, place: tuple[int, int, int], by: str
-) -> tuple[tuple[int, int, int] | None, Done]:
-    """Deal with the first late event behind ``place`` and others of its day, within the cursor's transaction and turn.
+def judge_late_events(cursor: psycopg.Cursor[Any], rulebook: Rulebook, by: str) -> Done | None:
+    """Deal with the first of the late events that wait, within the cursor's transaction and turn.
 
-    Return where to go on (``None`` at the end) and what was done.
+    Return what was done; ``None`` where none waits.
     """
-    first = waiting_after(cursor, "late", place, 1)
-    if not first:
-        return None, Done()
-    day = first[0].day
-    events = waiting_after(cursor, "late", place, CHUNK_EVENTS, day)
+    events = _first_ones(late_events(cursor, CHUNK_EVENTS))
+    if not events:
+        return None
     held = held_ids(cursor, events)
-    duplicates: list[Deferred] = []
     fresh: dict[str, Deferred] = {}
     for event in events:
-        if event.event in held or event.event in fresh:
-            duplicates.append(event)
-        else:
-            fresh[event.event] = event
-    action = act(cursor, "late", by=by, details={"day": day_text(day), "rulebook": rulebook.version})
-    lock_members(cursor, [event.member for event in fresh.values()])
-    accepted, refused = _decide(cursor, rulebook, day, list(fresh.values()))
+        if event.event not in held:
+            fresh.setdefault(event.event, event)
+    duplicates = [event for event in events if fresh.get(event.event) is not event]
+    accepted, refused = _decide(cursor, rulebook, list(fresh.values()))
+    action = act(cursor, "late", by=by, details={"rulebook": rulebook.version})
     claim(cursor, refused)
+    claim(cursor, [item.event for item in accepted], late=True)
     resolve(cursor, duplicates, "duplicate", action)
     resolve(cursor, refused, "exception", action)
-    done = _book(cursor, rulebook, day, accepted, action)
+    done = _book(cursor, rulebook, accepted, action)
     resolve(cursor, [item.event for item in accepted], "late", action)
-    # Every event of the chunk has been dealt with, so the next one starts from the same place.
-    return place, done
+    return done
+
+
+def _first_ones(events: Sequence[Deferred]) -> Sequence[Deferred]:
+    """Return the events up to one whose member has an earlier one of another day.
+
+    Where those days are settled, each fills what the one before has left of the member's hole.
+    """
+    days: dict[str, int] = {}
+    for number, event in enumerate(events):
+        if days.setdefault(event.member, event.day) != event.day:
+            return events[:number]
+    return events
+
+
+# ------------------------------------------------------------------------------------------------------- decisions
 
 
 def _decide(
-    cursor: psycopg.Cursor[Any], rulebook: Rulebook, day: int, events: Sequence[Deferred]
+    cursor: psycopg.Cursor[Any], rulebook: Rulebook, events: Sequence[Deferred]
 ) -> tuple[list[Accepted], list[Deferred]]:
-    """Return the events that are booked and those that are left to a person."""
-    engine, incomplete = _engine(cursor, rulebook, day, events)
-    attributes_matter = any(campaign.tiers is not None or campaign.card for campaign in rulebook.campaigns)
-    accepted, refused = [], []
+    """Lock the members of ``events``; return what is booked, and the events that are left to a person."""
+    engine = LateEngine(rulebook)
+    # Others' entries with the same device may come at any moment; there is no need to keep members locked meanwhile.
+    _tell_totals(cursor, engine, events, KEYS)
+    lock_members(cursor, [event.member for event in events])
+    _tell_totals(cursor, engine, events, ("member",))
+    incomplete = _tell_members(cursor, engine, rulebook, events)
+    accepted: list[Accepted] = []
+    refused: list[Deferred] = []
     for deferred in events:
-        if attributes_matter and deferred.member in incomplete:
-            said = (
-                f"a control event of {shown(deferred.member)} had left the stream, and campaigns ask for tier or card"
-            )
+        entry = None
+        if deferred.member in incomplete and _asks_for_member(rulebook, deferred):
+            said = f"campaigns ask for tier or card, and a control event of {deferred.member} had left the stream"
             open_exception(cursor, "member_unknown", deferred, said)
-            refused.append(deferred)
-            continue
-        decision, may_be_booked = engine.decide(_event(deferred))
-        if may_be_booked and isinstance(decision, Entry):
-            accepted.append(Accepted(deferred, decision))
-            continue
-        refused.append(deferred)
-        if isinstance(decision, Entry):
-            evidence = [{"limit": limit, "observed": observed} for limit, observed in decision.evidence]
-            limits = ", ".join(limit for limit, _ in decision.evidence)
-            open_exception(cursor, "late_tripped", deferred, f"it trips {limits}", {"evidence": evidence})
         else:
-            open_exception(cursor, "late_unknown_kind", deferred, f"there is no earning rule for {deferred.kind}")
+            entry = _decide_one(cursor, engine, deferred)
+        if entry is None:
+            refused.append(deferred)
+        else:
+            accepted.append(Accepted(deferred, entry))
     return accepted, refused
+
+
+def _decide_one(cursor: psycopg.Cursor[Any], engine: LateEngine, deferred: Deferred) -> Entry | None:
+    """Return the entry that ``deferred`` becomes; ``None`` where it is left to a person, who is told why."""
+    decision, may_be_booked = engine.decide(_event(deferred))
+    if not isinstance(decision, Entry):
+        said = f"the rulebook has no earning rule for {deferred.kind} any more"
+        open_exception(cursor, "late_unknown_kind", deferred, said)
+        return None
+    if may_be_booked:
+        return decision
+    limits = stored(", ".join(limit for limit, _ in decision.evidence))
+    open_exception(cursor, "late_tripped", deferred, f"it trips {limits}", {"evidence": _evidence(decision)})
+    return None
+
+
+def _asks_for_member(rulebook: Rulebook, deferred: Deferred) -> bool:
+    """Tell whether a campaign that may match asks for the member's tier or card."""
+    return any(
+        (campaign.tiers is not None or campaign.card)
+        and shown(deferred.kind) in campaign.kinds
+        and campaign.on_day(deferred.day)
+        for campaign in rulebook.campaigns
+    )
 
 
 def _event(deferred: Deferred) -> Event:
     """Return the event, with fingerprints in the place of device, IP and phone: they are compared for equality only."""
-    keys = {name: _key(getattr(deferred, name)) for name in ("device", "ip", "phone")}
+    keys = {name: _key(deferred, name) for name in KEYS}
     return msgspec.structs.replace(decode_compact(deferred.payload), **keys)
 
 
-def _key(fingerprint: int | None) -> str:
-    return "" if fingerprint is None else str(fingerprint)
+def _key(deferred: Deferred, name: str) -> str:
+    value = getattr(deferred, name)
+    return "" if value is None else shown(value) if isinstance(value, str) else str(value)
 
 
-def _engine(
-    cursor: psycopg.Cursor[Any], rulebook: Rulebook, day: int, events: Sequence[Deferred]
-) -> tuple[LateEngine, set[str]]:
-    """Return an engine that knows what is booked, and the members of whom not everything is known."""
-    engine = LateEngine(rulebook, day)
-    members = sorted({event.member for event in events})
-    keys = {
-        f"{name}s": sorted({key for event in events if (key := getattr(event, name)) is not None})
-        for name in ("device", "ip", "phone")
+def _evidence(entry: Entry) -> list[dict[str, object]]:
+    return [{"limit": limit, "observed": observed} for limit, observed in entry.evidence]
+
+
+# -------------------------------------------------------------------------------------- what the engine is told
+
+
+def _tell_totals(
+    cursor: psycopg.Cursor[Any], engine: LateEngine, events: Sequence[Deferred], keys: Sequence[str]
+) -> None:
+    """Tell the totals of the limits on ``keys`` that ``events`` are subject to."""
+    for limit in engine.limits:
+        if limit.key not in keys:
+            continue
+        subject = [event for event in events if getattr(event, limit.key) and limit.applies_to(shown(event.kind))]
+        if not subject:
+            continue
+        for day, key, total in _totals(cursor, limit, subject):
+            if limit.measure == "members":
+                engine.tell_members(limit, shown(key), day, map(shown, total))
+            else:
+                engine.tell_total(limit, shown(key), day, total)
+
+
+def _totals(cursor: psycopg.Cursor[Any], limit: Limit, subject: Sequence[Deferred]) -> list[tuple[int, str, Any]]:
+    query = sql.SQL(TOTALS).format(
+        key=sql.Identifier(limit.key),
+        type=sql.SQL("text" if limit.key == "member" else "bigint"),
+        measured=sql.SQL(MEASURES[limit.measure]),
+        refused_too=sql.Literal(limit.measure != "points"),
+    )
+    parameters = {
+        "days": _days(subject),
+        "keys": list({getattr(event, limit.key) for event in subject}),
+        "kinds": None if limit.kinds is None else [stored(kind) for kind in limit.kinds],
+        "members": limit.max + 1,
     }
-    cursor.execute(BOOKED, {"day": day_text(day), "members": members, **keys})
-    for kind, member, device, ip, phone, outcome, refused_early, points in cursor.fetchall():
-        booked = BookedEvent(
-            shown(kind), shown(member), _key(device), _key(ip), _key(phone), outcome, refused_early, points
-        )
-        engine.tell(booked)
-    kinds = {rule.kind for rule in rulebook.earning_rules if rule.once or rule.streak_days is not None}
-    cursor.execute(REMEMBERED, {"members": members, "kinds": [stored(kind) for kind in kinds]})
-    for member, kind, booked_day in cursor.fetchall():
-        engine.member(shown(member)).once.add(shown(kind))
-        engine.tell_streak(shown(member), shown(kind), booked_day)
+    return cursor.execute(query, parameters).fetchall()
+
+
+def _tell_members(
+    cursor: psycopg.Cursor[Any], engine: LateEngine, rulebook: Rulebook, events: Sequence[Deferred]
+) -> set[str]:
+    """Tell what the members of ``events`` are and did; return those of whom not everything is known."""
+    rules = {rule.kind: rule for rule in rulebook.earning_rules}
+    daily = _of_kinds(events, [kind for kind, rule in rules.items() if rule.max_per_day is not None])
+    if daily["members"]:
+        for name, kind, day, count in cursor.execute(DAILY, daily).fetchall():
+            engine.member(shown(name)).daily[shown(kind), day] = count
+    kinds = [kind for kind, rule in rules.items() if rule.once or rule.streak_days is not None]
+    remembered = _of_kinds(events, kinds)
+    if remembered["members"]:
+        for name, kind, day in cursor.execute(REMEMBERED, remembered).fetchall():
+            engine.member(shown(name)).once.add(shown(kind))
+            engine.tell_streak(shown(name), shown(kind), day)
     incomplete = set()
-    cursor.execute(MEMBERS, (members,))
+    cursor.execute(MEMBERS, (list({event.member for event in events}),))
     for name, state, tier, card_until_ms, immune_until_ms, is_incomplete in cursor.fetchall():
         member = engine.member(shown(name))
         member.state, member.tier = state, shown(tier) or ""
         member.card_until, member.immune_until = card_until_ms or 0, immune_until_ms or 0
         if is_incomplete:
             incomplete.add(name)
-    return engine, incomplete
+    return incomplete
 
 
-def _book(cursor: psycopg.Cursor[Any], rulebook: Rulebook, day: int, accepted: Sequence[Accepted], action: int) -> Done:
+def _of_kinds(events: Sequence[Deferred], kinds: Sequence[str]) -> dict[str, list[str]]:
+    """Return the kinds as stored, and the members and days of the events that are of one of them."""
+    names = [stored(kind) for kind in kinds]
+    chosen = [event for event in events if event.kind in names]
+    return {"kinds": names, "members": list({event.member for event in chosen}), "days": _days(chosen)}
+
+
+def _days(events: Sequence[Deferred]) -> list[str]:
+    return [day_text(day) for day in sorted({event.day for event in events})]
+
+
+# ------------------------------------------------------------------------------------------------------- booking
+
+
+def _book(cursor: psycopg.Cursor[Any], rulebook: Rulebook, accepted: Sequence[Accepted], action: int) -> Done:
     """Book late entries; those of a settled day are available at once, in the lot of that day."""
     if not accepted:
         return Done()
-    settled = is_settled(cursor, day)
+    settled = [day for day in sorted({item.event.day for item in accepted}) if is_settled(cursor, day)]
     cursor.execute("SELECT set_config('book.number', nextval('book.numbers')::text, true)")
-    claim(cursor, [item.event for item in accepted], late=True)
     cursor.executemany(INSERT, [_row(item, rulebook) for item in accepted])
     raised = [item for item in accepted if item.entry.points]
     cursor.executemany(RAISE, [_raise(item) for item in raised])
-    if settled:
-        settle_members(cursor, rulebook, day, [item.event.member for item in raised], action)
+    for day in settled:
+        members = [item.event.member for item in raised if item.event.day == day and item.entry.outcome == "granted"]
+        settle_members(cursor, rulebook, day, members, action)
     points = sum(item.entry.points for item in raised)
-    return Done(len({item.event.member for item in accepted}), len(accepted), points)
+    return Done(len({item.event.member for item in accepted}), len(raised), points)
 
 
 def _row(item: Accepted, rulebook: Rulebook) -> dict[str, object]:
     entry = item.entry
-    evidence = [{"limit": limit, "observed": observed} for limit, observed in entry.evidence]
     return {
         "partition_id": item.event.partition_id,
         "seq": item.event.seq,
@@ -193,7 +286,7 @@ def _row(item: Accepted, rulebook: Rulebook) -> dict[str, object]:
         "uncapped": entry.uncapped,
         "points": entry.points,
         "campaigns": [stored(campaign) for campaign in entry.campaigns] or None,
-        "evidence": Jsonb(evidence) if evidence else None,
+        "evidence": Jsonb(_evidence(entry)) if entry.evidence else None,
     }
 
 

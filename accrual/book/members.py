@@ -6,7 +6,7 @@ there. The late events of the slow path, and the people who look at frozen accou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -102,9 +102,7 @@ def member_changes(
     mask = sum(1 << number for number, limit in enumerate(batch.limits) if limit in freezing)
     freezes = (tripped & np.uint64(mask)) != 0
     rows = np.flatnonzero((outcome == APPLIED) | freezes).tolist()
-    members = batch.texts("member") if rows else []
-    for row in rows:
-        member = members[row]
+    for row, member in zip(rows, _members_at(batch, rows), strict=True):
         kind = batch.kinds[int(batch.integers("kind")[row])]
         if int(outcome[row]) == APPLIED and kind in CONTROL_KINDS:
             control = controls.get(batch.header.first_seq + row, ControlEvent(known=False))
@@ -115,6 +113,15 @@ def member_changes(
         elif OUTCOMES[int(outcome[row])] == "rejected":
             time_ms = min(int(batch.integers("ts")[row]), int(batch.integers("at")[row]))
             yield MemberChange(member, "frozen", ControlEvent(), unless_immune_at_ms=time_ms)
+
+
+def _members_at(batch: EntriesBatch, rows: Sequence[int]) -> list[str]:
+    """Return the members of some rows, which are few."""
+    if not rows:
+        return []
+    lengths, data = batch.raw_texts("member")
+    ends = np.cumsum(lengths)
+    return [data[ends[row] - lengths[row] : ends[row]].decode() for row in rows]
 
 
 def note_members(cursor: psycopg.Cursor[Any], partition_id: int, number: int, changes: Iterable[MemberChange]) -> None:

@@ -1,77 +1,181 @@
-"""``book rebuild``: balances and lots made anew from the facts; they come out equal, or what differs is said."""
+"""``book rebuild``: balances, lots and the states of members made anew from the facts; what differs is said.
+
+Whoever changes points locks balances first, so that holding those keeps facts and projections as they are until the two
+have been compared and put right: ingester and jobs wait, those who read do not. Only rows that differ are written. What
+facts do not tell of a member (tier, card, immunity) stays as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Final
 
-from accrual.book.database import Connection
-from accrual.book.texts import shown
+import psycopg
+
+from accrual.book.database import Connection, retried
+from accrual.book.posting import act
+from accrual.book.texts import shown, stored
+from accrual.rulebook import parse
 
 __all__ = ["rebuild"]
 
-# What jobs and ingester change is kept from changing until the comparison and the exchange are done; reading goes on.
-LOCK: Final = "LOCK TABLE book.balances, book.lots, book.postings, book.partitions IN SHARE ROW EXCLUSIVE MODE"
+PAGE_ROWS: Final = 500
 
-BALANCES: Final = """
-    CREATE TEMP TABLE rebuilt_balances ON COMMIT DROP AS
-    SELECT member, coalesce(sum(points) FILTER (WHERE account = 'pending'), 0)::bigint AS pending,
-        coalesce(sum(points) FILTER (WHERE account = 'available'), 0)::bigint AS available,
-        coalesce(sum(points) FILTER (WHERE account = 'held'), 0)::bigint AS held
-    FROM book.legs WHERE member IS NOT NULL GROUP BY member
+LOCK: Final = "LOCK TABLE book.balances, book.lots, book.members IN SHARE ROW EXCLUSIVE MODE"
+
+CREATE_DIFFERENCES: Final = """
+    CREATE TEMP TABLE IF NOT EXISTS differences (
+        projection text NOT NULL, member text COLLATE "C" NOT NULL, day date, was jsonb, is_now jsonb,
+        partition_id smallint, number bigint
+    )
+"""
+
+COMPARE_BALANCES: Final = """
+    WITH facts AS (
+        SELECT member, sum(points) FILTER (WHERE account = 'pending') AS pending,
+            sum(points) FILTER (WHERE account = 'available') AS available,
+            sum(points) FILTER (WHERE account = 'held') AS held
+        FROM book.legs WHERE member IS NOT NULL GROUP BY member
+    ), both_sides AS (
+        SELECT coalesce(b.member, f.member) AS member,
+            jsonb_build_object('pending', coalesce(b.pending, 0), 'available', coalesce(b.available, 0),
+                'held', coalesce(b.held, 0)) AS was,
+            jsonb_build_object('pending', coalesce(f.pending, 0), 'available', coalesce(f.available, 0),
+                'held', coalesce(f.held, 0)) AS is_now
+        FROM book.balances b FULL JOIN facts f ON f.member = b.member
+        WHERE (coalesce(b.pending, 0), coalesce(b.available, 0), coalesce(b.held, 0))
+            <> (coalesce(f.pending, 0), coalesce(f.available, 0), coalesce(f.held, 0))
+    )
+    INSERT INTO differences (projection, member, was, is_now) SELECT 'balances', member, was, is_now FROM both_sides
 """
 
 # A lot keeps the expiry date that it was formed with.
-LOTS: Final = """
-    CREATE TEMP TABLE rebuilt_lots ON COMMIT DROP AS
-    SELECT p.member, part.day, min(p.lot_expires_on) AS expires_on,
-        sum(CASE p.to_account WHEN 'available' THEN part.points ELSE -part.points END)::bigint AS points
-    FROM book.postings p, unnest(p.lot_days, p.lot_points) AS part (day, points)
-    WHERE part.day IS NOT NULL GROUP BY p.member, part.day
+COMPARE_LOTS: Final = """
+    WITH facts AS (
+        SELECT p.member, part.day, min(p.lot_expires_on) AS expires_on,
+            sum(CASE p.to_account WHEN 'available' THEN part.points ELSE -part.points END) AS points
+        FROM book.postings p, unnest(p.lot_days, p.lot_points) AS part (day, points)
+        WHERE part.day IS NOT NULL GROUP BY p.member, part.day
+    )
+    INSERT INTO differences (projection, member, day, was, is_now)
+    SELECT 'lots', coalesce(l.member, f.member), coalesce(l.day, f.day),
+        CASE WHEN l.member IS NOT NULL THEN jsonb_build_object('expires_on', l.expires_on, 'points', l.points) END,
+        CASE WHEN f.member IS NOT NULL THEN jsonb_build_object('expires_on', f.expires_on, 'points', f.points) END
+    FROM book.lots l FULL JOIN facts f ON (f.member, f.day) = (l.member, l.day)
+    WHERE (l.expires_on, l.points) IS DISTINCT FROM (f.expires_on, f.points)
 """
 
-DIFFERENT_BALANCES: Final = """
-    SELECT coalesce(n.member, o.member),
-        jsonb_build_object('pending', coalesce(o.pending, 0), 'available', coalesce(o.available, 0),
-            'held', coalesce(o.held, 0)),
-        jsonb_build_object('pending', coalesce(n.pending, 0), 'available', coalesce(n.available, 0),
-            'held', coalesce(n.held, 0))
-    FROM (SELECT * FROM book.balances WHERE (pending, available, held) <> (0, 0, 0)) o
-    FULL JOIN (SELECT * FROM rebuilt_balances WHERE (pending, available, held) <> (0, 0, 0)) n USING (member)
-    WHERE (o.pending, o.available, o.held) IS DISTINCT FROM (n.pending, n.available, n.held) ORDER BY 1
+CREATE_FREEZING: Final = """
+    CREATE TEMP TABLE IF NOT EXISTS freezing_limits (partition_id smallint, version integer, limit_id text COLLATE "C")
 """
 
-DIFFERENT_LOTS: Final = """
-    SELECT coalesce(n.member, o.member),
-        jsonb_build_object('day', o.day, 'expires_on', o.expires_on, 'points', o.points),
-        jsonb_build_object('day', n.day, 'expires_on', n.expires_on, 'points', n.points)
-    FROM book.lots o FULL JOIN rebuilt_lots n ON (n.member, n.day) = (o.member, o.day)
-    WHERE (o.expires_on, o.points) IS DISTINCT FROM (n.expires_on, n.points) ORDER BY 1
+# A verdict decides; a freeze counts where no verdict came after it, and never over a block. Whether the member was
+# immune shows in what was held; where the event was rejected, in the immunity that the last release gave.
+COMPARE_STATES: Final = """
+    WITH freezes AS (
+        SELECT e.* FROM book.entries e
+        WHERE NOT e.late AND e.evidence IS NOT NULL AND e.outcome IN ('held', 'rejected') AND EXISTS (
+            SELECT FROM freezing_limits f
+            WHERE (f.partition_id, f.version) = (e.partition_id, e.rulebook)
+                AND e.evidence @> jsonb_build_array(jsonb_build_object('limit', f.limit_id)))
+    ), changes AS (
+        SELECT member, partition_id, number, seq, CASE kind
+            WHEN 'member_released' THEN 'active' WHEN 'member_blocked' THEN 'blocked' ELSE 'frozen' END AS state
+        FROM book.entries
+        WHERE outcome = 'applied' AND kind IN ('member_frozen', 'member_released', 'member_blocked')
+        UNION ALL
+        SELECT member, f.partition_id, f.number, seq, 'frozen' FROM freezes f LEFT JOIN book.members m USING (member)
+        WHERE outcome = 'held'
+            OR least(ts_ms, split_part(stream_id, '-', 1)::bigint) >= coalesce(m.immune_until_ms, 0)
+        UNION ALL
+        SELECT details ->> 'member', NULL, action, 0, CASE kind WHEN 'release' THEN 'active' ELSE 'blocked' END
+        FROM book.actions WHERE kind IN ('release', 'confirm')
+    ), last_ones AS (
+        SELECT member, max(partition_id) AS partition_id, max(number) AS number,
+            max(ARRAY[number, seq]) FILTER (WHERE state = 'frozen') AS frozen,
+            max(ARRAY[number, seq]) FILTER (WHERE state <> 'frozen') AS judged,
+            (array_agg(state ORDER BY number DESC, seq DESC) FILTER (WHERE state <> 'frozen'))[1] AS verdict
+        FROM changes GROUP BY member
+    ), facts AS (
+        SELECT member, partition_id, number,
+            CASE WHEN verdict = 'blocked' THEN 'blocked' WHEN frozen > judged OR judged IS NULL THEN 'frozen'
+                ELSE 'active' END AS state
+        FROM last_ones
+    )
+    INSERT INTO differences (projection, member, was, is_now, partition_id, number)
+    SELECT 'members', coalesce(m.member, f.member),
+        CASE WHEN m.member IS NOT NULL THEN jsonb_build_object('state', m.state) END,
+        jsonb_build_object('state', coalesce(f.state, 'active')), f.partition_id, f.number
+    FROM book.members m FULL JOIN facts f ON f.member = m.member
+    WHERE coalesce(m.state, 'active') <> coalesce(f.state, 'active')
 """
 
-EXCHANGE: Final = (
-    "DELETE FROM book.balances",
-    "INSERT INTO book.balances SELECT member, pending, available, held FROM rebuilt_balances ORDER BY member",
-    "DELETE FROM book.lots",
-    "INSERT INTO book.lots SELECT member, day, expires_on, points FROM rebuilt_lots ORDER BY member, day",
+PUT_RIGHT: Final = (
+    """
+    INSERT INTO book.balances (member, pending, available, held)
+    SELECT member, (is_now ->> 'pending')::bigint, (is_now ->> 'available')::bigint, (is_now ->> 'held')::bigint
+    FROM differences WHERE projection = 'balances' ORDER BY member
+    ON CONFLICT (member) DO UPDATE
+        SET pending = excluded.pending, available = excluded.available, held = excluded.held
+    """,
+    """
+    DELETE FROM book.lots l USING differences d
+    WHERE d.projection = 'lots' AND d.is_now IS NULL AND (l.member, l.day) = (d.member, d.day)
+    """,
+    """
+    INSERT INTO book.lots (member, day, expires_on, points)
+    SELECT member, day, (is_now ->> 'expires_on')::date, (is_now ->> 'points')::bigint
+    FROM differences WHERE projection = 'lots' AND is_now IS NOT NULL ORDER BY member, day
+    ON CONFLICT (member, day) DO UPDATE SET expires_on = excluded.expires_on, points = excluded.points
+    """,
+    """
+    INSERT INTO book.members (member, partition_id, state, incomplete, number)
+    SELECT member, coalesce(partition_id, (SELECT min(partition_id) FROM book.partitions)), is_now ->> 'state', true,
+        coalesce(number, 0)
+    FROM differences WHERE projection = 'members' ORDER BY member
+    ON CONFLICT (member) DO UPDATE SET state = excluded.state
+    """,
 )
 
 
-def rebuild(connection: Connection, *, dry_run: bool = False) -> Iterator[dict[str, Any]]:
+def rebuild(connection: Connection, *, by: str = "operator", dry_run: bool = False) -> Iterator[dict[str, Any]]:
     """Make the projections anew, in one transaction, and yield what differed: what was there, and what it is now.
 
-    Ingester and jobs wait while it runs; those who read do not. With ``dry_run`` nothing is changed.
+    All is in place before the first difference comes. With ``dry_run`` nothing is changed.
     """
-    with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
+    retried(lambda: _rebuild(connection, by, dry_run=dry_run))
+    with connection.transaction(), connection.cursor(name="differences") as cursor:
+        cursor.itersize = PAGE_ROWS
+        cursor.execute("SELECT projection, member, day::text, was, is_now FROM differences ORDER BY 1, 2, 3")
+        for projection, member, day, was, is_now in cursor:
+            about = {"projection": projection, "member": shown(member)} | ({"day": day} if day else {})
+            yield about | {"was": was, "is": is_now}
+
+
+def _rebuild(connection: Connection, by: str, *, dry_run: bool) -> None:
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute(CREATE_DIFFERENCES)
+        cursor.execute("TRUNCATE differences")
         cursor.execute(LOCK)
-        cursor.execute(BALANCES)
-        cursor.execute(LOTS)
-        differences = []
-        for projection, query in (("balances", DIFFERENT_BALANCES), ("lots", DIFFERENT_LOTS)):
-            cursor.execute(query)
-            differences += [(projection, *row) for row in cursor.fetchall()]
-        if differences:
-            for statement in EXCHANGE:
+        _note_freezing_limits(cursor)
+        found = sum(cursor.execute(query).rowcount for query in (COMPARE_BALANCES, COMPARE_LOTS, COMPARE_STATES))
+        if found and not dry_run:
+            for statement in PUT_RIGHT:
                 cursor.execute(statement)
-    for projection, member, was, is_now in differences:
-        yield {"projection": projection, "member": shown(member), "was": was, "is": is_now}
+            act(cursor, "rebuild", by=stored(by), details={"differences": found})
+
+
+def _note_freezing_limits(cursor: psycopg.Cursor[Any]) -> None:
+    """Note the limits whose action is to freeze, by partition and version of the rulebook."""
+    cursor.execute(CREATE_FREEZING)
+    cursor.execute("TRUNCATE freezing_limits")
+    cursor.execute("SELECT partition_id, version, text FROM book.rulebooks")
+    cursor.executemany(
+        "INSERT INTO freezing_limits VALUES (%s, %s, %s)",
+        [
+            (partition_id, version, limit.id)
+            for partition_id, version, text in cursor.fetchall()
+            for limit in parse(text).limits
+            if limit.action == "freeze"
+        ],
+    )

@@ -1,4 +1,9 @@
-"""Refunds: what an order's points shrink to when part of its money goes back (SPEC section 9)."""
+"""Refunds: what an order's points shrink to when part of its money goes back (SPEC section 9).
+
+A refund whose order is unknown waits for it. After the configured wait a person is asked, once; should the order come
+nevertheless, the refund is dealt with and the question withdrawn. Once the person has closed it, the refund is theirs:
+nothing more is done about it, even if the order comes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,7 @@ import psycopg
 
 from accrual.book.chunks import Done
 from accrual.book.posting import act, lock_members, plan, post
-from accrual.book.texts import shown
-from accrual.book.waiting import Deferred, claim, held_ids, open_exception, resolve, waiting_after
+from accrual.book.waiting import Deferred, claim, held_ids, open_exception, refunds_to_judge, resolve
 
 __all__ = ["judge_refunds"]
 
@@ -78,44 +82,52 @@ class Accepted(msgspec.Struct, frozen=True):
     account: str | None
 
 
-def judge_refunds(
-    cursor: psycopg.Cursor[Any], place: tuple[int, int, int], wait_s: float, by: str
-) -> tuple[tuple[int, int, int] | None, bool, Done]:
-    """Deal with a chunk of the refunds that wait behind ``place``, within the cursor's transaction and turn.
+def judge_refunds(cursor: psycopg.Cursor[Any], wait_s: float, by: str) -> Done | None:
+    """Deal with a chunk of the refunds that wait, within the cursor's transaction and turn.
 
-    Return where to go on (``None`` at the end), whether some of the chunk must be looked at again because of another
-    refund of their order, and what was done.
+    Return what was done; ``None`` where nothing can be.
     """
-    refunds = waiting_after(cursor, "refund", place, CHUNK_EVENTS)
-    if not refunds:
-        return None, False, Done()
-    held = held_ids(cursor, refunds)
-    duplicates: list[Deferred] = []
-    first_of_order: dict[str, Deferred] = {}
-    seen: set[str] = set()
-    again = False
-    for refund in refunds:
-        assert refund.order_id is not None
-        if refund.event in held:
-            duplicates.append(refund)
-        elif refund.order_id in first_of_order or refund.event in seen:
-            again = True
-        else:
-            first_of_order[refund.order_id] = refund
-            seen.add(refund.event)
-    accepted, refused, unknown = _judge(cursor, first_of_order)
+    waiting = refunds_to_judge(cursor, CHUNK_EVENTS, wait_s)
+    if not waiting:
+        return None
+    held = held_ids(cursor, waiting)
+    refunds = _first_ones(waiting)
+    duplicates = [refund for refund in refunds if refund.event in held]
+    given_up = [refund for refund in refunds if refund.given_up and refund.event not in held]
+    to_judge = [refund for refund in refunds if not refund.given_up and refund.event not in held]
+    accepted, refused, unknown = _judge(cursor, {refund.order_id or "": refund for refund in to_judge})
     for refund in unknown:
-        if refund.waited_s >= wait_s:
-            open_exception(cursor, "order_unknown", refund, f"there is no order {shown(refund.order_id)}")
-    if not (accepted or refused or duplicates):
-        return refunds[-1].place, again, Done()
+        open_exception(cursor, "order_unknown", refund, f"there is no order {refund.order_id}")
+    if len(unknown) == len(refunds):
+        return Done()
+    # After the locks: what was booked of an order before this refund of it has a smaller number.
     action = act(cursor, "refund", by=by)
+    refused += given_up
     claim(cursor, [item.refund for item in accepted] + refused)
     resolve(cursor, duplicates, "duplicate", action)
     resolve(cursor, refused, "exception", action)
     done = _reverse(cursor, accepted, action)
     resolve(cursor, [item.refund for item in accepted], "refund", action)
-    return refunds[-1].place, again, done
+    return done
+
+
+def _first_ones(waiting: Sequence[Deferred]) -> list[Deferred]:
+    """Return the refunds that can be dealt with together: no two of one order, or with one event id.
+
+    The others are left to the next chunk, and with them what their members have behind them: the points of a member
+    move in the order in which the refunds came, since each meets the lots that the one before has left.
+    """
+    chosen: list[Deferred] = []
+    taken: set[tuple[str, str | None]] = set()
+    left: set[str] = set()
+    for refund in waiting:
+        names = {("order", refund.order_id), ("event", refund.event)}
+        if refund.member in left or names & taken:
+            left.add(refund.member)
+        else:
+            chosen.append(refund)
+            taken |= names
+    return chosen
 
 
 def _judge(
@@ -172,11 +184,11 @@ def _standing(
 
 def _fault(refund: Deferred, order: Order, candidates: Sequence[Order], refunded_fen: int) -> tuple[str, str] | None:
     """Return the kind and the words of what a person must look at; ``None`` where the refund is in order."""
-    name, amount_fen = shown(refund.order_id), refund.amount_fen or 0
+    name, amount_fen = refund.order_id, refund.amount_fen or 0
     if sum(candidate.outcome in ("granted", "held") for candidate in candidates) > 1:
         return "order_ambiguous", f"order {name} was booked {len(candidates)} times under different event ids"
     if refund.member != order.member:
-        return "refund_of_another", f"order {name} belongs to {shown(order.member)}, not to {shown(refund.member)}"
+        return "refund_of_another_member", f"order {name} belongs to {order.member}, not to {refund.member}"
     if refunded_fen + amount_fen > order.amount_fen:
         said = f"{refunded_fen} fen were refunded before, and {amount_fen} more"
         return "refund_exceeds_order", f"order {name} has {order.amount_fen} fen; {said} are too much"

@@ -44,13 +44,14 @@ CREATE_MEMBERS: Final = 'CREATE TEMP TABLE IF NOT EXISTS reminded_members (membe
 FIND_MEMBERS: Final = f"INSERT INTO reminded_members SELECT DISTINCT member FROM ({DUE}) due"  # noqa: S608 - nothing but texts of this file
 CHOOSE: Final = "SELECT member FROM reminded_members WHERE member > %s ORDER BY member LIMIT %s"
 
+# With the members locked, nobody else reminds them of the same lots.
+#
 # A member's partition is where the lot was earned, which is looked up in one day's entries. Members who only ever got
 # points from a person have none: they are told over the first one.
 REMIND: Final = f"""
     WITH due AS ({DUE} AND l.member = ANY(%(members)s)), reminded AS (
         INSERT INTO book.reminders (member, lot_day, days_ahead, action)
-        SELECT member, day, days_ahead, %(action)s FROM due ORDER BY member, day
-        RETURNING member, lot_day
+        SELECT member, day, days_ahead, %(action)s FROM due
     )
     SELECT d.member, d.day::text, d.expires_on::text, d.points, d.days_ahead,
         coalesce(
@@ -59,8 +60,7 @@ REMIND: Final = f"""
             (SELECT partition_id FROM book.entries e WHERE e.member = d.member ORDER BY number DESC LIMIT 1),
             (SELECT min(partition_id) FROM book.partitions)
         )
-    FROM due d JOIN reminded r ON (r.member, r.lot_day) = (d.member, d.day)
-    ORDER BY d.member, d.expires_on, d.day
+    FROM due d ORDER BY d.member, d.expires_on, d.day
 """  # noqa: S608
 
 _encode = msgspec.json.Encoder(order="sorted").encode

@@ -183,7 +183,7 @@ class _Jobs:
             case "expire":
                 return [_report(name, expire(self._connection, today, stopping=self._stopping), today)]
             case _:
-                return [{"job": name, "messages": send_outbox(self._connection, self._client)}]
+                return [{"job": name, "messages": send_outbox(self._connection, self._client, self._stopping)}]
 
     def _settle(self, today: int) -> Iterator[tuple[int, Done]]:
         for due in days_to_settle(self._connection, self._client, self._rulebook, today):

@@ -1,7 +1,7 @@
 """``slow``: late events, then refunds, each in the order in which they came (SPEC section 9).
 
-Late events come first, since a refund may be of one of them. A pass looks at everything that waits, chunk by chunk;
-what must go on waiting, for its order, is looked at again by the next pass.
+Late events come first, since a refund may be of one of them. A refund that must go on waiting for its order is left
+alone until there is something to be done about it.
 """
 
 from __future__ import annotations
@@ -9,23 +9,80 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import psycopg
+import redis
 
-from accrual.book.chunks import Done
-from accrual.book.database import Connection, retried
+from accrual.book.chunks import Done, is_stopped
+from accrual.book.database import Connection, open_book, retried
 from accrual.book.late import judge_late_events
+from accrual.book.outbox import send_outbox
 from accrual.book.refunds import judge_refunds
+from accrual.book.service import run_again
 from accrual.book.waiting import take_turn
 from accrual.rulebook import Rulebook
+from accrual.settings import Settings
+from accrual.stream import StreamServer
 
-__all__ = ["slow"]
+__all__ = ["SlowService", "slow"]
 
-BEGINNING: Final = (0, 0, 0)
+POLL_S: Final = 1.0
+
+# Late events from longer ago share a partition; every other day gets one of its own.
+RECENT_DAYS: Final = 31
+
+ENSURE_DAYS: Final = """
+    SELECT book.ensure_day(day) FROM (
+        SELECT DISTINCT d.day FROM book.waiting w JOIN book.deferred d USING (partition_id, seq)
+        WHERE w.cause = 'late' AND d.day >= to_timestamp(split_part(d.stream_id, '-', 1)::bigint / 1000)::date - %s
+    ) recent ORDER BY day
+"""
 
 log = logging.getLogger("accrual.book")
+
+
+class SlowService:
+    """``accrual slow`` as it runs: what waits is dealt with, and what there is to tell the stream server is sent."""
+
+    def __init__(self, settings: Settings, rulebook: Rulebook, *, by: str) -> None:
+        self._settings = settings
+        self._rulebook = rulebook
+        self._by = by
+
+    def run(self, stopping: threading.Event) -> None:
+        """Look again and again until ``stopping`` is set; a server or database that is away is waited for."""
+
+        def work() -> None:
+            with self._opened() as (connection, client):
+                while not stopping.is_set():
+                    self._once(connection, client, stopping)
+                    stopping.wait(POLL_S)
+
+        run_again(work, stopping, longest_pause_s=self._settings.backoff_limit_ms / 1000)
+
+    def drain(self, stopping: threading.Event, *, dry_run: bool = False) -> Done:
+        """Deal with what waits now, and return what was done; with ``dry_run`` what would be."""
+        with self._opened() as (connection, client):
+            return self._once(connection, client, stopping, dry_run=dry_run)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Connection, redis.Redis]]:
+        with open_book(self._settings.database) as connection, StreamServer(self._settings.redis).client() as client:
+            yield connection, client
+
+    def _once(
+        self, connection: Connection, client: redis.Redis, stopping: threading.Event, *, dry_run: bool = False
+    ) -> Done:
+        wait_hours = self._settings.refund_wait_hours
+        done = slow(
+            connection, self._rulebook, refund_wait_hours=wait_hours, by=self._by, dry_run=dry_run, stopping=stopping
+        )
+        if not dry_run:
+            send_outbox(connection, client, stopping)
+        return done
 
 
 def slow(
@@ -34,47 +91,41 @@ def slow(
     *,
     refund_wait_hours: float,
     by: str = "scheduler",
+    dry_run: bool = False,
     stopping: threading.Event | None = None,
 ) -> Done:
-    """Deal with all that waits and can be dealt with now, and return what was done."""
+    """Deal with all that waits and can be dealt with now, and return what was done.
+
+    With ``dry_run`` everything is done in one transaction, and undone. Once ``stopping`` is set no further chunk is
+    begun.
+    """
     total = Done()
-    place: tuple[int, int, int] | None = BEGINNING
-    while place is not None and not _stopped(stopping):
-        place, done = retried(
-            functools.partial(_in_turn, connection, functools.partial(_late, rulebook=rulebook, place=place, by=by))
-        )
-        total.add(done)
-    again = True
-    while again and not _stopped(stopping):
-        again, place = False, BEGINNING
-        while place is not None and not _stopped(stopping):
-            place, repeat, done = retried(
-                functools.partial(
-                    _in_turn,
-                    connection,
-                    functools.partial(_refunds, place=place, wait_s=refund_wait_hours * 3600, by=by),
-                )
-            )
-            again = again or repeat
-            total.add(done)
-    if total.postings:
+    if not dry_run:
+        retried(lambda: connection.execute(ENSURE_DAYS, (RECENT_DAYS,)))
+    with connection.transaction(force_rollback=True) if dry_run else nullcontext():
+        _all_of(connection, functools.partial(judge_late_events, rulebook=rulebook, by=by), total, stopping)
+        wait_s = refund_wait_hours * 3600
+        _all_of(connection, functools.partial(judge_refunds, wait_s=wait_s, by=by), total, stopping)
+    if total.members:
         log.info("slow: %d members, %d postings, %d points", total.members, total.postings, total.points)
     return total
 
 
-def _stopped(stopping: threading.Event | None) -> bool:
-    return stopping is not None and stopping.is_set()
+def _all_of(
+    connection: Connection,
+    judge: Callable[[psycopg.Cursor[Any]], Done | None],
+    total: Done,
+    stopping: threading.Event | None,
+) -> None:
+    """Have chunk after chunk judged, and count what was done."""
+    while not is_stopped(stopping):
+        done = retried(functools.partial(_in_turn, connection, judge))
+        if done is None:
+            return
+        total.add(done)
 
 
-def _in_turn(connection: Connection, work: Callable[[psycopg.Cursor[Any]], Any]) -> Any:
+def _in_turn(connection: Connection, judge: Callable[[psycopg.Cursor[Any]], Done | None]) -> Done | None:
     with connection.transaction(), connection.cursor() as cursor:
         take_turn(cursor)
-        return work(cursor)
-
-
-def _late(cursor: psycopg.Cursor[Any], *, rulebook: Rulebook, place: tuple[int, int, int], by: str) -> Any:
-    return judge_late_events(cursor, rulebook, place, by)
-
-
-def _refunds(cursor: psycopg.Cursor[Any], *, place: tuple[int, int, int], wait_s: float, by: str) -> Any:
-    return judge_refunds(cursor, place, wait_s, by)
+        return judge(cursor)

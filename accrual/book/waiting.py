@@ -9,26 +9,59 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
-__all__ = ["Deferred", "claim", "held_ids", "open_exception", "resolve", "take_turn", "waiting_after"]
+__all__ = [
+    "Deferred",
+    "claim",
+    "held_ids",
+    "late_events",
+    "open_exception",
+    "refunds_to_judge",
+    "resolve",
+    "take_turn",
+]
 
 # Deferred events are dealt with in the order in which they came, by one transaction at a time.
 TURN_LOCK: Final = 0x736C_6F77  # "slow"
 
 ORDER_KIND: Final = "order_paid"
 
-QUERY: Final[LiteralString] = """
-    SELECT d.partition_id, d.seq, d.number, d.day - date '1970-01-01', d.event, d.kind, d.member, d.order_id,
-        d.amount_fen, d.device, d.ip, d.phone, d.payload, extract(epoch FROM now() - d.booked_at)::float8
-    FROM book.waiting w JOIN book.deferred d USING (partition_id, seq)
+COLUMNS: Final[LiteralString] = """
+    d.partition_id, d.seq, d.day - date '1970-01-01', d.event, d.kind, d.member, d.order_id, d.amount_fen,
+    d.device, d.ip, d.phone, d.payload
 """
+IN_ORDER: Final[LiteralString] = "ORDER BY w.number, w.partition_id, w.seq LIMIT %(limit)s"
+
+LATE: Final[LiteralString] = f"""
+    SELECT {COLUMNS}, false FROM book.waiting w JOIN book.deferred d USING (partition_id, seq)
+    WHERE w.cause = 'late' {IN_ORDER}
+"""  # noqa: S608
+
+# A refund whose order nobody knows is left alone until there is something to be done about it.
+REFUNDS: Final[LiteralString] = f"""
+    SELECT {COLUMNS}, x.closed_at IS NOT NULL FROM book.waiting w JOIN book.deferred d USING (partition_id, seq)
+    LEFT JOIN book.exceptions x
+        ON x.kind = 'order_unknown' AND (x.partition_id, x.seq, x.event) = (w.partition_id, w.seq, d.event)
+    WHERE w.cause = 'refund' AND (
+        EXISTS (SELECT FROM book.identities i WHERE i.event = d.event)
+        OR EXISTS (
+            SELECT FROM book.identities i
+            JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (i.day, i.partition_id, i.seq, i.late)
+            WHERE i.paid_order = d.order_id
+        )
+        OR x.closed_at IS NOT NULL
+        OR (x.exception IS NULL AND d.booked_at <= now() - make_interval(secs => %(wait_s)s))
+    ) {IN_ORDER}
+"""  # noqa: S608
 
 
 class Deferred(msgspec.Struct, frozen=True):
-    """A deferred event; texts are as ``stored``, keys are fingerprints, ``waited_s`` is since it was booked."""
+    """A deferred event; texts are as ``stored``, keys are fingerprints.
+
+    ``given_up`` is a refund whose order was unknown until a person dealt with it.
+    """
 
     partition_id: int
     seq: int
-    number: int
     day: int
     event: str
     kind: str
@@ -39,12 +72,7 @@ class Deferred(msgspec.Struct, frozen=True):
     ip: int | None
     phone: int | None
     payload: bytes
-    waited_s: float
-
-    @property
-    def place(self) -> tuple[int, int, int]:
-        """Where it stands among all that wait."""
-        return self.number, self.partition_id, self.seq
+    given_up: bool
 
 
 def take_turn(cursor: psycopg.Cursor[Any]) -> None:
@@ -52,17 +80,19 @@ def take_turn(cursor: psycopg.Cursor[Any]) -> None:
     cursor.execute("SELECT pg_advisory_xact_lock(%s)", (TURN_LOCK,))
 
 
-def waiting_after(
-    cursor: psycopg.Cursor[Any], cause: str, place: tuple[int, int, int], limit: int, day: int | None = None
-) -> list[Deferred]:
-    """Return the first ``limit`` events of ``cause`` that wait behind ``place``; of one business day if it is given."""
-    cursor.execute(
-        QUERY
-        + "WHERE w.cause = %(cause)s AND (w.number, w.partition_id, w.seq) > (%(number)s, %(partition_id)s, %(seq)s) "
-        "AND (%(day)s::int IS NULL OR d.day = date '1970-01-01' + %(day)s::int) "
-        "ORDER BY w.number, w.partition_id, w.seq LIMIT %(limit)s",
-        {"cause": cause, "number": place[0], "partition_id": place[1], "seq": place[2], "day": day, "limit": limit},
-    )
+def late_events(cursor: psycopg.Cursor[Any], limit: int) -> list[Deferred]:
+    """Return the first late events that wait, in order, at most ``limit``."""
+    cursor.execute(LATE, {"limit": limit})
+    return [Deferred(*row) for row in cursor.fetchall()]
+
+
+def refunds_to_judge(cursor: psycopg.Cursor[Any], limit: int, wait_s: float) -> list[Deferred]:
+    """Return the first refunds that wait and can be dealt with, in order, at most ``limit``.
+
+    Their order is known, or their id is booked, or they have waited for longer than ``wait_s`` and nobody was told yet,
+    or a person has dealt with them.
+    """
+    cursor.execute(REFUNDS, {"limit": limit, "wait_s": wait_s})
     return [Deferred(*row) for row in cursor.fetchall()]
 
 
@@ -73,25 +103,30 @@ def held_ids(cursor: psycopg.Cursor[Any], events: Sequence[Deferred]) -> set[str
 
 
 def claim(cursor: psycopg.Cursor[Any], events: Sequence[Deferred], *, late: bool = False) -> None:
-    """Book the event ids; ``late`` where the events become entries, and their orders are paid by them."""
-    cursor.executemany(
-        "INSERT INTO book.identities (event, day, partition_id, seq, late, paid_order) "
-        "VALUES (%s, date '1970-01-01' + %s, %s, %s, %s, %s)",
-        [
-            (
-                *(event.event, event.day, event.partition_id, event.seq, late),
-                event.order_id if late and event.kind == ORDER_KIND else None,
-            )
-            for event in events
-        ],
+    """Book the event ids; ``late`` where the events become entries, and their orders are paid by them.
+
+    Raises ``SerializationFailure`` where an ingester has booked one of them since ``held_ids``: tried again, that event
+    is a duplicate.
+    """
+    cursor.execute(
+        """
+        INSERT INTO book.identities (event, day, partition_id, seq, late, paid_order)
+        SELECT event, day, partition_id, seq, %(late)s, CASE WHEN %(late)s AND kind = %(kind)s THEN order_id END
+        FROM book.deferred JOIN unnest(%(partitions)s::smallint[], %(seqs)s::bigint[]) AS c (partition_id, seq)
+            USING (partition_id, seq)
+        ORDER BY event ON CONFLICT DO NOTHING
+        """,
+        {"late": late, "kind": ORDER_KIND, **_keys(events)},
     )
+    if cursor.rowcount < len(events):
+        raise psycopg.errors.SerializationFailure("an event id was booked at the same moment")
 
 
 def resolve(cursor: psycopg.Cursor[Any], events: Sequence[Deferred], result: str, action: int) -> None:
     """Note what became of ``events``, which wait no longer; what a person was asked about them is settled."""
     if not events:
         return
-    keys = {"partitions": [event.partition_id for event in events], "seqs": [event.seq for event in events]}
+    keys = _keys(events)
     cursor.execute(
         "INSERT INTO book.resolutions (partition_id, seq, result, action) "
         "SELECT *, %(result)s, %(action)s FROM unnest(%(partitions)s::smallint[], %(seqs)s::bigint[])",
@@ -113,9 +148,13 @@ def resolve(cursor: psycopg.Cursor[Any], events: Sequence[Deferred], result: str
 def open_exception(
     cursor: psycopg.Cursor[Any], kind: str, event: Deferred, detail: str, data: dict[str, object] | None = None
 ) -> None:
-    """Leave ``event`` to a person, saying why. To say the same again changes nothing."""
+    """Leave ``event`` to a person, saying why, in texts as ``stored``. To say the same again changes nothing."""
     cursor.execute(
         "INSERT INTO book.exceptions (kind, member, partition_id, seq, event, detail, data) "
         "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
         (kind, event.member, event.partition_id, event.seq, event.event, detail, Jsonb(data or {})),
     )
+
+
+def _keys(events: Sequence[Deferred]) -> dict[str, list[int]]:
+    return {"partitions": [event.partition_id for event in events], "seqs": [event.seq for event in events]}

@@ -1,124 +1,222 @@
-"""Postings in words: how many points, why, and by which rule."""
+"""Postings in plain English: what happened, how many points it came to, why, and by which rule.
+
+Pure, from what is booked and the rulebook that decided it. The figures are those that were booked; the rulebook only
+says what they mean: rates, multipliers, what is allowed. Where it is not known, the line does without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any, Final
 
 import msgspec
 
-from accrual.book.database import Connection
-from accrual.book.texts import shown
-from accrual.rulebook import Rulebook, parse
+from accrual.rulebook import EarningRule, Limit, Rulebook
 
-__all__ = ["Campaigns", "Posting", "explain"]
+__all__ = ["BookedEntry", "Posting", "Refund", "explain"]
+
+STACKING: Final = {"multiply": "multiplied", "add": "added", "max": "the largest counts"}
+ACTIONS: Final = {"freeze": "which freezes", "hold": "which holds", "reject": "which rejects"}
+
+
+class BookedEntry(msgspec.Struct, frozen=True):
+    """The entry whose points moved. ``evidence`` has what was observed for each tripped limit (SPEC section 5).
+
+    ``rulebook`` is the version that decided it, ``arrived`` when its event came, ``frozen`` whether its member had been
+    frozen before it.
+    """
+
+    kind: str
+    event: str
+    outcome: str
+    rulebook: int
+    frozen: bool
+    base: int
+    uncapped: int
+    points: int
+    campaigns: Sequence[str]
+    evidence: Sequence[tuple[str, int]]
+    order: str | None
+    amount_fen: int | None
+    arrived: str
+
+
+class Refund(msgspec.Struct, frozen=True):
+    """The refund that took points back."""
+
+    event: str
+    amount_fen: int
 
 
 class Posting(msgspec.Struct, frozen=True):
-    """A posting with what explains it. What belongs to an entry is ``None`` where the posting names none."""
+    """Points that moved; days are dates as text. ``lots`` is how they touch lots: by day, ``None`` for the hole."""
 
-    number: int
-    seq: int | None
     kind: str
+    day: str
     from_account: str
     to_account: str
     points: int
-    day: str
-    partition: str | None
-    event: str | None
-    order: str | None
-    event_kind: str | None
-    amount_fen: int | None
-    base: int | None
-    uncapped: int | None
-    entry_points: int | None
-    campaigns: tuple[str, ...]
-    evidence: tuple[tuple[str, int], ...]
-    frozen: bool | None
-    rulebook: int | None
-    by: str | None
-    reason: str | None
-    note: str | None
-    booked_at: datetime
-    partition_id: int | None
-
-
-class Campaigns:
-    """The rulebooks that decided entries, as the ledgers recorded them."""
-
-    def __init__(self, connection: Connection) -> None:
-        rows = connection.execute("SELECT partition_id, version, text FROM book.rulebooks ORDER BY batch").fetchall()
-        self._texts: dict[tuple[int, int], str] = {
-            (partition_id, version): text for partition_id, version, text in rows
-        }
-        self._rulebooks: dict[tuple[int, int], Rulebook] = {}
-
-    def of(self, posting: Posting) -> Rulebook | None:
-        """Return the rulebook that decided the posting's entry; ``None`` where there is no entry or no record of it."""
-        if posting.partition_id is None or posting.rulebook is None:
-            return None
-        key = posting.partition_id, posting.rulebook
-        if key not in self._rulebooks and key in self._texts:
-            self._rulebooks[key] = parse(self._texts[key])
-        return self._rulebooks.get(key)
+    lots: Sequence[tuple[str | None, int]] = ()
+    lot_expires_on: str | None = None
+    by: str | None = None
+    reason: str | None = None
+    note: str | None = None
+    details: Mapping[str, Any] = {}
+    entry: BookedEntry | None = None
+    refund: Refund | None = None
 
 
 def explain(posting: Posting, rulebook: Rulebook | None) -> str:
-    """Return what happened and why, in a sentence or two."""
+    """Return the explanation of ``posting``. ``rulebook`` is the one that decided its entry, if it has one."""
     if posting.kind in ("accrue", "late"):
-        return _accrual(posting, rulebook)
-    deeds = {
-        "settle": f"{_points(posting)} earned on {posting.day} became available",
-        "release": f"{_points(posting)} of {_entry(posting)} were released after review",
-        "confirm": f"{_points(posting)} of {_entry(posting)} were taken back after review",
-        "clawback": f"{_points(posting)} of {_entry(posting)} were taken back with those found to be abuse",
-        "refund": f"{_points(posting)} went back because {_entry(posting)} was refunded",
-        "expire": f"{_points(posting)} earned on {posting.day} expired",
-        "adjust": f"{_points(posting)} were {'taken' if posting.from_account == 'available' else 'given'} by hand",
-        "redeem": f"{_points(posting)} were spent",
-    }
-    why = f" ({posting.reason})" if posting.reason else ""
-    who = f" by {posting.by}" if posting.by and posting.by != "scheduler" else ""
-    note = f": {posting.note}" if posting.note else ""
-    return f"{deeds[posting.kind]}{who}{why}{note}"
+        return _accrued(posting, rulebook)
+    points, what, decided = _points(posting.points), _what(posting), _decided(posting)
+    were = "was" if posting.points == 1 else "were"
+    match posting.kind:
+        case "settle":
+            said = f"Business day {posting.day} was settled: {points} became available"
+        case "release":
+            said = f"{points}, held for {what}, {were} released to {posting.to_account}{decided}"
+        case "confirm":
+            said = f"{points}, held for {what}, {were} taken back{decided}"
+        case "clawback":
+            said = f"{points}, earned by {what}, {were} taken back out of {posting.from_account}{decided}"
+        case "refund":
+            of = f" {posting.refund.event} of {_yuan(posting.refund.amount_fen)}" if posting.refund else ""
+            said = f"Refund{of} for {what}: {points} {were} taken back out of {posting.from_account}"
+        case "expire":
+            said = f"{points} of the lot of {posting.day} expired"
+        case "adjust":
+            said = f"{points} {were} {'given' if posting.to_account == 'available' else 'taken'}{decided}"
+        case _:
+            said = f"{points} {were} redeemed{decided}"
+    return f"{said}{_lots(posting)}."
 
 
-def _points(posting: Posting) -> str:
-    return f"{posting.points} point" if posting.points == 1 else f"{posting.points} points"
+def _accrued(posting: Posting, rulebook: Rulebook | None) -> str:
+    entry = posting.entry
+    if entry is None:
+        return f"{_points(posting.points)} of business day {posting.day} went to {posting.to_account}."
+    what = _what(posting)
+    late = f", which came late, at {entry.arrived}" if posting.kind == "late" else ""
+    steps = [
+        f"{what[0].upper()}{what[1:]} on {posting.day}{late}: {_base(entry, rulebook)}",
+        *_multiplied(entry, rulebook),
+        *(_limit(entry, limit, observed, rulebook) for limit, observed in entry.evidence),
+        *(["the member was frozen"] if entry.frozen else []),
+    ]
+    done = "held" if entry.outcome == "held" else "granted"
+    name = f"rulebook {rulebook.name} version" if rulebook else "rulebook version"
+    return f"{'; '.join(steps)}. {_points(entry.points)} {done}, decided by {name} {entry.rulebook}."
 
 
-def _entry(posting: Posting) -> str:
-    return f"order {posting.order}" if posting.order else f"{posting.event_kind} {posting.event}"
+def _what(posting: Posting) -> str:
+    """Return what was paid or done."""
+    entry = posting.entry
+    if entry is None:
+        return f"business day {posting.day}"
+    amount = f" of {_yuan(entry.amount_fen)}" if entry.amount_fen is not None else ""
+    name = entry.kind if entry.order is None else f"order {entry.order}"
+    return f"{name}{amount} (event {entry.event})"
 
 
-def _accrual(posting: Posting, rulebook: Rulebook | None) -> str:
-    """Explain an entry: base, campaigns, clamp, limits, rulebook version."""
-    paid = "" if posting.amount_fen is None else f" of {posting.amount_fen // 100}.{posting.amount_fen % 100:02d} yuan"
-    sentences = [f"{posting.event_kind}{paid}: base {posting.base}"]
-    if posting.campaigns:
-        multipliers = _multipliers(rulebook)
-        named = ", ".join(f"{name}{multipliers.get(name, '')}" for name in posting.campaigns)
-        sentences.append(f"with {named}: {posting.uncapped}")
-    actions = {limit.id: limit.action for limit in rulebook.limits} if rulebook else {}
-    for limit, observed in posting.evidence:
-        sentences.append(f"limit {limit} ({actions.get(limit, 'tripped')}) at {observed}")
-    if posting.uncapped is not None and posting.points < posting.uncapped:
-        sentences.append(f"clamped to {posting.points}")
-    if posting.to_account == "held":
-        sentences.append("held because the member was frozen" if posting.frozen else "held for review")
-    if posting.kind == "late":
-        sentences.append("the event came late")
-    return f"{'; '.join(sentences)}. Rulebook version {posting.rulebook}"
+def _base(entry: BookedEntry, rulebook: Rulebook | None) -> str:
+    rule = rulebook.earning_rule(entry.kind) if rulebook else None
+    said = f"base {_points(entry.base)}"
+    if rule is None:
+        return said
+    if rule.points_per_yuan is not None:
+        return said + _priced(entry, rule, rule.points_per_yuan)
+    if rule.streak_bonus and entry.base == rule.points + rule.streak_bonus:
+        return f"{said}, {rule.points} and {rule.streak_bonus} for {rule.streak_days} days in a row"
+    return said
 
 
-def _multipliers(rulebook: Rulebook | None) -> Mapping[str, str]:
-    if rulebook is None:
-        return {}
-    return {shown(campaign.id): f" ×{_decimal(campaign.multiplier)}" for campaign in rulebook.campaigns}
+def _priced(entry: BookedEntry, rule: EarningRule, rate: Fraction) -> str:
+    if entry.amount_fen is not None and entry.amount_fen < rule.min_amount_fen:
+        return f", as less than {_yuan(rule.min_amount_fen)} earns nothing"
+    categories = ", times the rates of its categories" if rule.category_rates else ""
+    return f" at {_decimal(rate)} per yuan{categories}"
+
+
+def _multiplied(entry: BookedEntry, rulebook: Rulebook | None) -> list[str]:
+    """Return the campaigns with their multipliers, and what they make of the points."""
+    if not entry.campaigns:
+        return []
+    known = {campaign.id: campaign.multiplier for campaign in rulebook.campaigns} if rulebook else {}
+    names = [f"{name} ×{_decimal(known[name])}" if name in known else name for name in entry.campaigns]
+    stacked = f" ({STACKING[rulebook.stacking]})" if rulebook and len(names) > 1 else ""
+    noun, verb = ("campaign", "makes") if len(names) == 1 else ("campaigns", "make")
+    return [f"{noun} {_list(names)}{stacked} {verb} it {entry.uncapped}"]
+
+
+def _limit(entry: BookedEntry, name: str, observed: int, rulebook: Rulebook | None) -> str:
+    """Return how a limit tripped, and what came of it."""
+    limit = next((limit for limit in rulebook.limits if limit.id == name), None) if rulebook else None
+    if limit is None:
+        return f"limit {name} tripped at {observed}"
+    # Of distinct members no more are counted than it takes to trip.
+    more = " or more" if limit.measure == "members" else ""
+    measured = f"{observed}{more} {limit.measure} per {limit.key} {_window(limit)} where {limit.max} are allowed"
+    if limit.action == "clamp":
+        return f"limit {name} clamps it, as it would make {measured}"
+    immune = ", but the member was immune" if entry.outcome == "granted" else ""
+    return f"limit {name}, {ACTIONS[limit.action]}, tripped with {measured}{immune}"
+
+
+def _window(limit: Limit) -> str:
+    if limit.window.duration_ms is None:
+        return "and business day"
+    seconds = limit.window.duration_ms // 1000
+    for unit_s, name in ((3600, "h"), (60, "min")):
+        if seconds % unit_s == 0:
+            return f"in {seconds // unit_s} {name}"
+    return f"in {seconds} s"
+
+
+def _decided(posting: Posting) -> str:
+    """Return who decided it, and why."""
+    by = f" by {posting.by}" if posting.by else ""
+    approved_by = posting.details.get("approved_by")
+    approved = f", approved by {approved_by}" if approved_by else ""
+    why = ": ".join(filter(None, (posting.reason, posting.note)))
+    return f"{by}{approved}{f' ({why})' if why else ''}"
+
+
+def _lots(posting: Posting) -> str:
+    """Return what became of the lots that the points came to, or came from."""
+    if posting.kind == "expire" or not posting.lots:
+        return ""
+    said = _arrived if posting.to_account == "available" else _left
+    return f"; {_list([said(posting, day, points) for day, points in posting.lots])}"
+
+
+def _arrived(posting: Posting, day: str | None, points: int) -> str:
+    if day is None:
+        return f"{points} made up for a balance below zero"
+    verb = "is" if points == 1 else "are"
+    return f"{points} {verb} in the lot of {day}, which expires on {posting.lot_expires_on}"
+
+
+def _left(_: Posting, day: str | None, points: int) -> str:
+    return f"{points} left the balance below zero" if day is None else f"{points} came from the lot of {day}"
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'s' * (count != 1)}"
+
+
+def _yuan(amount_fen: int) -> str:
+    return f"{amount_fen // 100}.{amount_fen % 100:02} yuan"
 
 
 def _decimal(value: Fraction) -> str:
-    """Return a multiplier as the rulebook has it: a decimal of at most four places."""
+    """Return a rate or multiplier as the rulebook has it: a decimal of at most four places."""
     whole, rest = divmod(value.numerator * 10_000 // value.denominator, 10_000)
     return f"{whole}.{rest:04d}".rstrip("0").rstrip(".")
+
+
+def _list(parts: Sequence[str]) -> str:
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last

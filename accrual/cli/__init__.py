@@ -23,7 +23,10 @@ BAD_USAGE: Final = 2
 INTERRUPTED: Final = 130
 
 # Commands that run until they are told to stop: for them to be told so is to be done.
-SERVICES: Final = ("worker", "book", "slow", "jobs")
+SERVICES: Final = ("worker", "archive", "book", "slow", "jobs")
+
+# What such a command can do as well, and then ends: to be stopped is not to be done.
+ERRANDS: Final = ("export", "verify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +47,7 @@ def _stopped_before_the_start(words: Sequence[str]) -> Iterator[None]:
 
     Once it has begun it answers signals in its own way.
     """
-    if words[:1] and words[0] in SERVICES:
+    if words[:1] and words[0] in SERVICES and not set(words[1:]).intersection(ERRANDS):
         before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
     else:
         before = {}

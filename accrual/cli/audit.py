@@ -29,10 +29,16 @@ def add(commands: Commands) -> None:
         "  accrual audit --propose findings.jsonl --database postgresql://localhost/book --by alice",
         _run,
     )
-    add_settings(parser, "rulebook", "redis", "database", "partition", "log_level")
+    add_settings(parser, "rulebook", "redis", "database", "partition", "archive", "archive_key_file", "log_level")
     add_day(parser, "from", "the first business day of the checks that go by day", required=False)
     add_day(parser, "to", "the last of them", required=False)
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="checks that run at once; default: 2")
+    parser.add_argument(
+        "--engine",
+        choices=("reference", "fast"),
+        default="reference",
+        help="which decides again; the fast one is the one that is audited; default: reference",
+    )
     parser.add_argument("--propose", type=Path, metavar="FILE", help="make findings adjustments that wait for approval")
     parser.add_argument("--by", metavar="WHO", help="with --propose: who proposes them")
 
@@ -47,13 +53,12 @@ def _run(parsed: argparse.Namespace) -> int:
     load(settings.rulebook)
     first, last = (None if day is None else day_text(day) for day in (getattr(parsed, "from"), parsed.to))
     audit = Audit(
-        redis=settings.redis,
-        database=settings.database,
+        settings=settings,
         partitions=tuple(filter(None, settings.partition.split(","))),
         first_day=first,
         last_day=last,
         workers=max(1, parsed.workers),
-        secret=settings.secret,
+        engine=parsed.engine,
     )
     report = AuditReport()
     write_lines(finding.line() for finding in audit.run(report))

@@ -39,11 +39,12 @@ def add(commands: Commands) -> None:
         "deed",
         nargs="?",
         choices=("rebuild",),
-        help="rebuild: make balances and lots anew from the facts, and exit 1 where they differ",
+        help="rebuild: make balances, lots and states anew from the facts, and exit 1 where they differ",
     )
     parser.add_argument(
         "--drain", action="store_true", help="post up to the end of the ledger as it is at the start, then exit"
     )
+    parser.add_argument("--by", metavar="WHO", default="operator", help="with rebuild: who has it done")
     parser.add_argument("--dry-run", action="store_true", help="with rebuild: say what differs, and change nothing")
 
 
@@ -57,7 +58,7 @@ def _rebuild(parsed: argparse.Namespace) -> int:
 
     settings = settings_of(parsed, "database")
     with open_book(settings.database) as connection:
-        return 1 if write_lines(map(_encode, rebuild(connection, dry_run=parsed.dry_run))) else 0
+        return 1 if write_lines(map(_encode, rebuild(connection, by=parsed.by, dry_run=parsed.dry_run))) else 0
 
 
 def _follow(parsed: argparse.Namespace) -> int:

@@ -15,6 +15,8 @@ from accrual.cli import (
     DONE,
     FOUND_SOMETHING_WRONG,
     adjust,
+    archive,
+    audit,
     balance,
     book,
     check,
@@ -23,7 +25,9 @@ from accrual.cli import (
     demo,
     exceptions,
     expire,
+    held,
     ledger,
+    liability,
     release,
     remind,
     rulebook,
@@ -81,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add(commands)
     deadletters.add(commands)
     rulebook.add(commands)
+    archive.add(commands)
     for command in (
         book,
         schedule,
@@ -89,11 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         remind,
         expire,
         adjust,
+        held,
         release,
         confirm,
         balance,
         statement,
         exceptions,
+        audit,
+        liability,
     ):
         command.add(commands)
     demo.add(commands)

@@ -8,6 +8,7 @@ from accrual.cli.arguments import Commands, add_command, add_settings, log_to_st
 from accrual.cli.days import add_day
 from accrual.cli.verdicts import add_verdict_flags, send_and_report
 from accrual.errors import UsageError
+from accrual.stream import StreamServer
 
 __all__ = ["add"]
 
@@ -19,7 +20,9 @@ def add(commands: Commands) -> None:
         "confirm",
         "take back the held points of a member, and block the member",
         "accrual confirm --database postgresql://localhost/book --redis redis://localhost:6379 --member m1 "
-        "--reason device_farm --by alice",
+        "--reason device_farm --by alice\n"
+        "  accrual confirm --database postgresql://localhost/book --redis redis://localhost:6379 --member m1 "
+        "--reason device_farm --by alice --claw-back-from 2026-11-01 --claw-back-to 2026-11-15",
         _run,
     )
     add_settings(parser, "database", "redis", "log_level")
@@ -36,6 +39,7 @@ def _run(parsed: argparse.Namespace) -> int:
     first, last = parsed.claw_back_from, parsed.claw_back_to
     if (first is None) != (last is None):
         raise UsageError("--claw-back-from, --claw-back-to: both or neither")
+    server = StreamServer(settings.redis)
     with open_book(settings.database) as connection:
         verdict = confirm(
             connection,
@@ -44,7 +48,8 @@ def _run(parsed: argparse.Namespace) -> int:
             by=parsed.by,
             note=parsed.note,
             claw_back=None if first is None else (first, last),
+            partition=parsed.partition,
             dry_run=parsed.dry_run,
         )
-        send_and_report(connection, settings.redis, verdict, dry_run=parsed.dry_run)
+        send_and_report(connection, server, verdict, dry_run=parsed.dry_run)
     return 0

@@ -17,16 +17,16 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "demo",
-        "stream a member day of grocery baskets through a server and a worker of its own, and sum up",
-        "accrual demo\n  accrual demo --scale 1 --keep\n  accrual demo --serve demo-data/20261115-200000",
+        "stream a member day of grocery baskets through a server, a worker and a book of its own, and sum up",
+        "accrual demo\n  accrual demo --scale 3 --keep\n  accrual demo --serve demo-data/20261115-200000",
         _run,
     )
     parser.add_argument(
         "--scale",
         type=_positive,
-        default=3,
+        default=1,
         metavar="N",
-        help="districts that live the same day: 290,731 events and some 60 MB of server memory each; default: 3",
+        help="districts that live the same day: 290,731 events and some 60 MB of server memory each; default: 1",
     )
     parser.add_argument("--seed", type=int, default=20261115, metavar="N", help="another day; default: 20261115")
     parser.add_argument(
@@ -50,6 +50,7 @@ def _run(parsed: argparse.Namespace) -> int:
     """Run the demo; the status is 1 where a proof fails."""
     # No other command should wait for what this one imports.
     from accrual.demo import run as demo
+    from accrual.demo.bookkeeping import open_database
 
     screen = demo.open_screen()
     _end_as_at_ctrl_c()
@@ -59,14 +60,15 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     day = demo.make_day(parsed.scale, parsed.seed, screen)
     directory = demo.new_directory(parsed.directory)
-    with demo.open_server(directory, with_data=False) as server:
+    with demo.open_server(directory, with_data=False) as server, open_database() as database:
         summary = demo.run(day, server, screen)
+        booked = demo.keep_book(server, database, screen)
         if parsed.keep:
-            demo.wait(server, screen)
+            demo.wait(server, screen, database)
     if not parsed.keep:
         serve = demo.command_line("demo", "--serve", str(directory))
         screen.show_lines(["To look at the ledger and the dead letters:", f"  {serve}"])
-    failed = [proof.claim for proof in summary.proofs() if not proof.holds]
+    failed = [proof.claim for proof in (*summary.proofs(), *booked.proofs()) if not proof.holds]
     for claim in failed:
         print(f"accrual demo: this does not hold: {claim}", file=sys.stderr)
     return 1 if failed else 0

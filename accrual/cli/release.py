@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
 
 from accrual.cli.arguments import Commands, add_command, add_settings, log_to_stderr, settings_of
-from accrual.cli.days import add_day
 from accrual.cli.verdicts import add_verdict_flags, send_and_report
+from accrual.rulebook import day_number
+from accrual.stream import StreamServer
 
 __all__ = ["add"]
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +28,13 @@ def add(commands: Commands) -> None:
     )
     add_settings(parser, "database", "redis", "log_level")
     add_verdict_flags(parser)
-    add_day(parser, "immune-until", "no limit freezes or holds the member before this day begins", required=False)
+    parser.add_argument(
+        "--immune-until",
+        metavar="TIME",
+        type=_time,
+        help="no limit freezes or holds the member before: the beginning of a business day, 2026-12-01, a time, "
+        "2026-12-01T08:00:00Z, or ms since 1970",
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -31,10 +42,11 @@ def _run(parsed: argparse.Namespace) -> int:
 
     settings = settings_of(parsed, "database", "redis")
     log_to_stderr(settings.log_level)
-    immunity = None
+    server = StreamServer(settings.redis)
     with open_book(settings.database) as connection:
-        if parsed.immune_until is not None:
-            immunity = day_start_ms(connection, parsed.immune_until)
+        immunity = parsed.immune_until
+        if isinstance(immunity, date):
+            immunity = day_start_ms(connection, day_number(immunity))
         verdict = release(
             connection,
             parsed.member,
@@ -42,7 +54,26 @@ def _run(parsed: argparse.Namespace) -> int:
             by=parsed.by,
             note=parsed.note,
             immune_until_ms=immunity,
+            partition=parsed.partition,
             dry_run=parsed.dry_run,
         )
-        send_and_report(connection, settings.redis, verdict, dry_run=parsed.dry_run)
+        send_and_report(connection, server, verdict, dry_run=parsed.dry_run)
     return 0
+
+
+def _time(text: str) -> int | date:
+    """Return a time in ms, or a day whose beginning depends on the programme's zone."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        if len(text) == len("YYYY-MM-DD"):
+            day = date.fromisoformat(text)
+            if day < EPOCH.date():
+                raise ValueError
+            return day
+        return (datetime.fromisoformat(text) - EPOCH) // timedelta(milliseconds=1)
+    except (ValueError, TypeError):
+        # A time without an offset from UTC cannot be compared with one that has it.
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a date, nor a time with its offset from UTC, nor a number of ms"
+        ) from None

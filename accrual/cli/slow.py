@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 
 from accrual.cli.arguments import Commands, add_command, add_settings, log_to_stderr, settings_of, until_told_to_stop
-from accrual.cli.jobs import report
+from accrual.cli.jobs import add_job_flags, report
 from accrual.rulebook import load
 
 __all__ = ["add"]
-
-POLL_S = 1.0
 
 
 def add(commands: Commands) -> None:
@@ -23,29 +21,20 @@ def add(commands: Commands) -> None:
         "--drain",
         _run,
     )
-    add_settings(parser, "rulebook", "redis", "database", "refund_wait_hours", "log_level")
-    parser.add_argument("--drain", action="store_true", help="deal with what waits now, then exit")
-    parser.add_argument("--by", metavar="WHO", default="scheduler", help="who has it done; default: scheduler")
+    add_settings(parser, "rulebook", "redis", "database", "refund_wait_hours", "backoff_limit_ms", "log_level")
+    parser.add_argument("--drain", action="store_true", help="deal with what waits now, print what was done, then exit")
+    add_job_flags(parser)
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from accrual.book import open_book, send_outbox, slow
-    from accrual.stream import StreamServer
+    from accrual.book import SlowService
 
     settings = settings_of(parsed, "rulebook", "redis", "database")
     log_to_stderr(settings.log_level)
-    rulebook = load(settings.rulebook)
-    with (
-        until_told_to_stop() as stopping,
-        open_book(settings.database) as connection,
-        StreamServer(settings.redis).client() as client,
-    ):
-        while True:
-            wait_hours = settings.refund_wait_hours
-            done = slow(connection, rulebook, refund_wait_hours=wait_hours, by=parsed.by, stopping=stopping)
-            send_outbox(connection, client)
-            if parsed.drain:
-                report(done, dry_run=False)
-                return 0
-            if stopping.wait(POLL_S):
-                return 0
+    service = SlowService(settings, load(settings.rulebook), by=parsed.by)
+    with until_told_to_stop() as stopping:
+        if parsed.drain or parsed.dry_run:
+            report(service.drain(stopping, dry_run=parsed.dry_run), dry_run=parsed.dry_run)
+        else:
+            service.run(stopping)
+    return 0

@@ -28,20 +28,22 @@ def add_verdict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", metavar="CODE", required=True, help="why, as a code of a-z 0-9 _ -")
     parser.add_argument("--note", metavar="TEXT", default="", help="why, in words")
     parser.add_argument("--by", metavar="WHO", required=True, help="who has looked at it")
+    parser.add_argument("--partition", metavar="P", help="where a member's events go of whom the book has none")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
 
 
-def send_and_report(connection: Connection, url: str, verdict: Verdict, *, dry_run: bool) -> None:
+def send_and_report(connection: Connection, server: StreamServer, verdict: Verdict, *, dry_run: bool) -> None:
     """Send what the verdict left in the outbox, and print what was done.
 
-    The verdict stands where the stream server is away: whoever sends the outbox next sends its event.
+    The verdict stands where the stream server is away or refuses: whoever sends the outbox next sends its event.
     """
     from accrual.book import send_outbox
 
     if not dry_run:
         try:
-            with StreamServer(url).client() as client:
+            with server.client() as client:
                 send_outbox(connection, client)
         except redis.RedisError as error:
-            log.warning("the fast path does not know yet: %s; `accrual slow` will tell it", error)
+            words = " ".join(str(error).split())
+            log.warning("the fast path has not been told yet: %s; `accrual jobs` or `accrual slow` will tell it", words)
     write_lines([_encode(msgspec.structs.asdict(verdict) | {"dry_run": dry_run})])

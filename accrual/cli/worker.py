@@ -26,7 +26,15 @@ def add(commands: Commands) -> None:
         parser,
         *("rulebook", "redis", "partition", "engine", "batch_entries", "batch_events"),
         *("in_flight_batches", "in_flight_bytes", "block_ms", "linger_ms", "lease_ms", "wait"),
-        *("snapshots", "snapshot_interval_s", "snapshots_kept", "trim_input", "memory_limit_bytes"),
+        *(
+            "snapshots",
+            "snapshot_interval_s",
+            "snapshots_kept",
+            "snapshot_store",
+            "trim_input",
+            "archive",
+            "memory_limit_bytes",
+        ),
         *("stop_timeout_ms", "backoff_limit_ms", "progress", "log_level"),
     )
     parser.add_argument(

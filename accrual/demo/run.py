@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from accrual.demo import RULEBOOK
+from accrual.demo.bookkeeping import Booked, keep_the_book
 from accrual.demo.drain import Drained, drain
 from accrual.demo.feed import feed
-from accrual.demo.memberday import MAXIMUM_SCALE, MemberDay, generate
+from accrual.demo.memberday import DAY_START_MS, MAXIMUM_SCALE, MemberDay, generate
 from accrual.demo.summary import Summary, summarise
-from accrual.embedded import EmbeddedServer, Options
+from accrual.embedded import EmbeddedDatabase, EmbeddedServer, Options
 from accrual.errors import UsageError
 from accrual.rulebook import load
 from accrual.stream import Checkpoint, Keys
@@ -23,7 +24,17 @@ from accrual.stream import Checkpoint, Keys
 if TYPE_CHECKING:
     from accrual.demo.screen import Screen
 
-__all__ = ["PARTITION", "command_line", "make_day", "new_directory", "open_screen", "open_server", "run", "wait"]
+__all__ = [
+    "PARTITION",
+    "command_line",
+    "keep_book",
+    "make_day",
+    "new_directory",
+    "open_screen",
+    "open_server",
+    "run",
+    "wait",
+]
 
 PARTITION: Final = "demo"
 LOOK_INTERVAL_S: Final = 0.2
@@ -108,11 +119,27 @@ def run(day: MemberDay, server: EmbeddedServer, screen: Screen) -> Summary:
     return summary
 
 
-def wait(server: EmbeddedServer, screen: Screen) -> None:
-    """Say how to look at what the running server has, and let it run until Ctrl-C."""
+def keep_book(server: EmbeddedServer, database: EmbeddedDatabase, screen: Screen) -> Booked:
+    """Take what ``run`` left on ``server`` into the book in the running ``database``, and show and return it."""
+    rulebook = load(RULEBOOK)
+    screen.say(f"database: {database.url}, a PostgreSQL of our own")
+    with screen.stage("posting, settling and auditing the book"):
+        booked = keep_the_book(server, database, PARTITION, rulebook, rulebook.calendar.day(DAY_START_MS))
+    screen.say(
+        f"book: {booked.entries:,} entries posted in {booked.ingest_s:.1f} s, {booked.settled_members:,} members "
+        f"settled in {booked.settle_s:.1f} s, audited in {booked.audit_s:.1f} s"
+    )
+    screen.show_book(booked)
+    return booked
+
+
+def wait(server: EmbeddedServer, screen: Screen, database: EmbeddedDatabase | None = None) -> None:
+    """Say how to look at what the running server and database have, and let them run until Ctrl-C."""
     at = f"--redis {server.url} --partition {PARTITION}"
     looks = [f"  {command_line(command)} {at} | head" for command in ("ledger", "deadletters")]
-    screen.show_lines(["", "The server runs until Ctrl-C. Meanwhile, in another terminal:", *looks])
+    if database is not None:
+        looks += [f"  {command_line('held')} --database '{database.url}' | head"]
+    screen.show_lines(["", "It runs until Ctrl-C. Meanwhile, in another terminal:", *looks])
     try:
         while server.running:
             time.sleep(LOOK_INTERVAL_S)

@@ -20,14 +20,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from accrual.demo.bookkeeping import Booked
 from accrual.demo.drain import Drained
-from accrual.demo.summary import Summary
+from accrual.demo.summary import Proof, Summary
 from accrual.outcomes import OUTCOMES
 from accrual.rulebook import Limit, Rulebook
 
 __all__ = ["Screen", "Stage"]
 
 SHOWN_FROZEN: Final = 5
+SHOWN_LINES: Final = 12
 SHOWN_CAMPAIGNS: Final = 8
 RATE_SPAN_S: Final = 1.0
 NARROWEST_COLUMNS: Final = 100
@@ -101,7 +103,16 @@ class Screen:
             *_titled("Abusers planted in the crowd, and the points they got", _abusers(summary)),
             *_titled("Members who were frozen, and why", _frozen(summary, rulebook)),
             *_titled("Planted, and found", _planted(summary)),
-            *_titled("Proof", _proofs(summary)),
+            *_titled("Proof", _marked(summary.proofs())),
+        )
+        self._output.print(Group(*parts))
+
+    def show_book(self, booked: Booked) -> None:
+        """Print what the book made of the day."""
+        parts = (
+            *_titled("The book", _accounts(booked)),
+            *_titled(f"A statement: member {booked.member}", _statement(booked)),
+            *_titled("Proof of the book", _marked(booked.proofs())),
         )
         self._output.print(Group(*parts))
 
@@ -244,8 +255,24 @@ def _planted(summary: Summary) -> Table:
     return table
 
 
-def _proofs(summary: Summary) -> Group:
-    return Group(*(Text.assemble(_mark(proof.holds), f" {proof.claim}") for proof in summary.proofs()))
+def _accounts(booked: Booked) -> Table:
+    table = _table("account", "points")
+    for account, points in sorted(booked.accounts.items()):
+        table.add_row(account, _number(points))
+    for kind, count in sorted(booked.exceptions.items()):
+        table.add_row(f"waits for a person: {kind}", _number(count))
+    return table
+
+
+def _statement(booked: Booked) -> Table:
+    table = _table("", "points", "")
+    for line in booked.lines[:SHOWN_LINES]:
+        table.add_row(f"{line['from']} → {line['to']}", _number(line["points"]), Text(line["words"]))
+    return table
+
+
+def _marked(proofs: list[Proof]) -> Group:
+    return Group(*(Text.assemble(_mark(proof.holds), f" {proof.claim}") for proof in proofs))
 
 
 def _mark(holds: bool) -> Text:

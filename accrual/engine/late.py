@@ -1,11 +1,12 @@
-"""The reference engine for late events: steps 8 to 12 on a day that is over, its totals told instead of counted.
+"""The reference engine for late events: steps 8 to 12 on days that are over, their totals told instead of counted.
 
-Only windows of a business day apply (SPEC section 9), and the totals of that day come from what is booked for it.
+Only windows of a business day apply (SPEC section 9), and the totals of a day come from what is booked for it.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -16,65 +17,42 @@ from accrual.events import Event
 from accrual.outcomes import Decision, Entry
 from accrual.rulebook import Limit, Rulebook
 
-__all__ = ["BookedEvent", "LateEngine"]
+__all__ = ["LateEngine"]
 
-COUNTED: Final = ("granted", "held")
-
-
-class BookedEvent(msgspec.Struct, frozen=True):
-    """An entry of the day as the book holds it: what limits count of it.
-
-    Keys are whatever stands for device, IP and phone in the events that will be decided; ``""`` where absent.
-    ``refused_early`` marks one that step 8 rejected, which no limit counts.
-    """
-
-    kind: str
-    member: str
-    device: str
-    ip: str
-    phone: str
-    outcome: str
-    refused_early: bool
-    points: int
+# How far back late events may go, and counts are kept: any number of days.
+ANY_DAYS: Final = 1 << 40
 
 
 class LateEngine:
-    """Decides late events of day number ``day``, one after the other, each on top of what was accepted before."""
+    """Decides late events one after the other, each on top of what it was told and of those it let pass before.
 
-    def __init__(self, rulebook: Rulebook, day: int) -> None:
-        limits = tuple(limit for limit in rulebook.limits if limit.window.duration_ms is None)
-        self.rulebook = msgspec.structs.replace(rulebook, limits=limits)
-        self.day = day
-        self._engine = ReferenceEngine(self.rulebook)
-        # From here on the engine forgets nothing, so that what it is told stays where it was put.
-        self._engine.reclaim(day)
+    What stands for device, IP and phone in the events stands for them as a key of totals too.
+    """
+
+    def __init__(self, rulebook: Rulebook) -> None:
+        self.limits = tuple(limit for limit in rulebook.limits if limit.window.duration_ms is None)
+        self._clamps = {limit.id for limit in self.limits if limit.action == "clamp"}
+        self._engine = ReferenceEngine(msgspec.structs.replace(rulebook, limits=self.limits), slack_days=ANY_DAYS)
 
     def member(self, name: str) -> Member:
-        """Return what the engine knows of a member, to be told more: state, tier, card, immunity, once marks."""
+        """Return what the engine knows of a member, to be told more: state, tier, card, daily counts, once marks."""
         return self._engine.members[name]
 
     def tell_streak(self, name: str, kind: str, day: int) -> None:
         """Tell of an entry of ``kind`` that counts for the member's streak; they come in the order of booking."""
-        streaks = self._engine.members[name].streaks
+        streaks = self.member(name).streaks
         streaks[kind] = streaks.get(kind, Streak(day - 1, 0)).reached(day)
 
-    def tell(self, event: BookedEvent) -> None:
-        """Tell of an entry of the day."""
-        if event.outcome in COUNTED:
-            self._engine.members[event.member].daily[event.kind, self.day] += 1
-        if event.refused_early:
-            return
-        when = When(0, self.day, 0)
-        for limit in self.rulebook.limits:
-            key = getattr(event, limit.key)
-            if not key or not limit.applies_to(event.kind):
-                continue
-            if limit.measure == "members":
-                self._engine.sights.setdefault((limit.identity, key), members_counter(limit)).see(event.member, when)
-            elif limit.measure == "events":
-                self._total(limit, key).add(when, 1)
-            elif event.outcome in COUNTED:
-                self._total(limit, key).add(when, event.points)
+    def tell_total(self, limit: Limit, key: str, day: int, total: int) -> None:
+        """Tell the ``total`` of a limit on events or points on day number ``day``."""
+        counter = self._engine.totals.setdefault((limit.identity, key), total_counter(limit))
+        counter.add(When(0, day, 0), total)
+
+    def tell_members(self, limit: Limit, key: str, day: int, members: Iterable[str]) -> None:
+        """Tell which members a limit saw on day number ``day``; where there are more, any ``max + 1`` will do."""
+        counter = self._engine.sights.setdefault((limit.identity, key), members_counter(limit))
+        for member in members:
+            counter.see(member, When(0, day, 0))
 
     def decide(self, event: Event) -> tuple[Decision, bool]:
         """Decide ``event`` and tell whether it may be booked: not where a limit tripped that is more than a clamp.
@@ -82,29 +60,25 @@ class LateEngine:
         What may not be booked leaves no trace.
         """
         engine = self._engine
-        before = copy.deepcopy((engine.members[event.member], self._counters(event)))
+        before = copy.deepcopy((self.member(event.member), self._counters(event)))
         decision = engine.decide(event, event.ts)
         engine.decided.clear()
-        clamps = {limit.id for limit in self.rulebook.limits if limit.action == "clamp"}
-        if isinstance(decision, Entry) and all(limit in clamps for limit, _ in decision.evidence):
+        if isinstance(decision, Entry) and all(limit in self._clamps for limit, _ in decision.evidence):
             return decision, True
         engine.members[event.member], counters = before
-        for table, key in self._keys(event):
-            if (id(table), key) in counters:
-                table[key] = counters[id(table), key]
+        for table, key, counter in counters:
+            if counter is None:
+                self._tables[table].pop(key, None)
             else:
-                table.pop(key, None)
+                self._tables[table][key] = counter
         return decision, False
 
-    def _total(self, limit: Limit, key: str) -> Any:
-        return self._engine.totals.setdefault((limit.identity, key), total_counter(limit))
+    @property
+    def _tables(self) -> tuple[dict[tuple[object, ...], Any], ...]:
+        # The engine replaces them now and then.
+        return self._engine.totals, self._engine.sights
 
-    def _keys(self, event: Event) -> list[tuple[dict[tuple[object, ...], Any], tuple[object, ...]]]:
-        """Return where the counters of the event's keys are."""
-        tables: tuple[Any, ...] = (self._engine.totals, self._engine.sights)
-        return [
-            (table, (limit.identity, getattr(event, limit.key))) for table in tables for limit in self.rulebook.limits
-        ]
-
-    def _counters(self, event: Event) -> dict[tuple[int, tuple[object, ...]], Any]:
-        return {(id(table), key): table[key] for table, key in self._keys(event) if key in table}
+    def _counters(self, event: Event) -> list[tuple[int, tuple[object, ...], Any]]:
+        """Return the counters that the event may change, each with its table and key; ``None`` where there is none."""
+        keys = [(limit.identity, getattr(event, limit.key)) for limit in self.limits]
+        return [(number, key, table.get(key)) for number, table in enumerate(self._tables) for key in keys]

@@ -4,12 +4,14 @@
 
     format      one file: written, read and checked
     directory   the files that are kept
+    copies      copies of them in a store
 
 A snapshot is trusted for what it is, not for where it lies: its digest must be right, and its batch must be the one
 that the ledger has under that number.
 """
 
+from accrual.snapshots.copies import SnapshotCopies
 from accrual.snapshots.directory import SnapshotDirectory
 from accrual.snapshots.format import SnapshotHeader, SnapshotReader, write_snapshot
 
-__all__ = ["SnapshotDirectory", "SnapshotHeader", "SnapshotReader", "write_snapshot"]
+__all__ = ["SnapshotCopies", "SnapshotDirectory", "SnapshotHeader", "SnapshotReader", "write_snapshot"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -32,16 +34,37 @@ class SnapshotDirectory:
 
     def paths(self) -> list[Path]:
         """Return the snapshots, the newest first."""
-        found = [(match["batch"], path) for path, match in self._matching(NAME)]
-        return [path for _, path in sorted(found, reverse=True)]
+        return [self.path_of(batch) for batch in self.batches()]
+
+    def path_of(self, batch: int) -> Path:
+        """Return where the snapshot of ``batch`` is, or would be."""
+        return self._directory / f"{self._partition}-{batch:012d}.snapshot"
+
+    def batches(self) -> list[int]:
+        """Return the batches of the snapshots, the newest first."""
+        return sorted((int(match["batch"]) for _, match in self._matching(NAME)), reverse=True)
 
     def write(self, header: SnapshotHeader, image: Image) -> int | None:
         """Write a snapshot and remove those that are too many; return its size, or ``None`` if its image was lost."""
-        name = f"{self._partition}-{header.checkpoint.batch:012d}.snapshot"
-        size = write_snapshot(self._directory / name, header, image)
+        size = write_snapshot(self.path_of(header.checkpoint.batch), header, image)
         if size is not None:
             self._prune()
         return size
+
+    def take(self, batch: int, pieces: Iterable[bytes]) -> Path:
+        """Write the bytes of a snapshot that was made elsewhere, whole or not at all, and return its path."""
+        path = self.path_of(batch)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(self._directory)
+        return path
 
     def headers(self) -> list[SnapshotHeader]:
         """Return the headers of the snapshots that have a sound one, the newest first."""

@@ -12,9 +12,18 @@
     deadletters  what could not be decided, and the way back
     messages     what the book sends
     rulebooks    a new rulebook on its way to the worker
+    archiving    how far the archive has come, and trimming behind it
     scripts      the Lua files that do it on the server
 """
 
+from accrual.stream.archiving import (
+    Archived,
+    Trimmed,
+    archive_standing,
+    entries_after,
+    note_segment,
+    trim_events,
+)
 from accrual.stream.checkpoint import (
     NO_DIGEST,
     START,
@@ -28,7 +37,7 @@ from accrual.stream.commit import Answer, Commit, lost_to
 from accrual.stream.connections import CommandConnection, ReadConnection, Refused
 from accrual.stream.deadletters import StoredLetter, last_letter, read_letters, redrive
 from accrual.stream.keys import Keys
-from accrual.stream.messages import send_message, stream_time_ms
+from accrual.stream.messages import Message, send_messages, sent_position, stream_time_ms
 from accrual.stream.ownership import Heartbeat, Held, Owned, Ownership
 from accrual.stream.replies import PlainReplyReader, Reader, open_reader
 from accrual.stream.resp import command
@@ -42,12 +51,14 @@ __all__ = [
     "NO_DIGEST",
     "START",
     "Answer",
+    "Archived",
     "Checkpoint",
     "CommandConnection",
     "Commit",
     "Heartbeat",
     "Held",
     "Keys",
+    "Message",
     "Owned",
     "Ownership",
     "PlainReplyReader",
@@ -58,11 +69,15 @@ __all__ = [
     "StoredLetter",
     "StreamId",
     "StreamServer",
+    "Trimmed",
+    "archive_standing",
     "check_server",
     "checkpoint_of",
     "command",
+    "entries_after",
     "last_letter",
     "lost_to",
+    "note_segment",
     "offer",
     "open_reader",
     "parse_stream_id",
@@ -70,9 +85,11 @@ __all__ = [
     "read_letters",
     "redrive",
     "refuse",
-    "send_message",
+    "send_messages",
+    "sent_position",
     "standing",
     "stream_id_text",
     "stream_time_ms",
+    "trim_events",
     "without_password",
 ]

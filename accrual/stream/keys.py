@@ -63,5 +63,10 @@ class Keys:
         """The stream of what members should be told."""
         return self._key("notifications")
 
+    @property
+    def archive(self) -> str:
+        """The hash that says how far the archive of the events has come."""
+        return self._key("archive")
+
     def _key(self, name: str) -> str:
         return f"accrual:{{{self.partition}}}:{name}"

@@ -1,15 +1,23 @@
 #!lua
--- Appends one message of the book's outbox, unless it was appended before: the sender may have died behind it.
+-- Appends messages of the book's outbox in order, but for those that were appended before: their sender may have died
+-- behind it.
 --
--- KEYS  1 stream  2 outbox
--- ARGV  1 position of the message, one more than that of the one before  2 name of the field  3 value
--- Returns  the ID of the new entry, or nil where the message had been sent
-local sent = tonumber(redis.call('HGET', KEYS[2], 'sent') or '0')
-if tonumber(ARGV[1]) <= sent then
-  return false
-end
+-- KEYS  1 outbox  2 and on: the streams
+-- ARGV  for each message: its position (growing), which of the keys is its stream, the name of the field, the value
+-- Returns  how many were appended
+local sent = tonumber(redis.call('HGET', KEYS[1], 'sent') or '0')
 -- Reads that could fail come before the first write.
-redis.call('XLEN', KEYS[1])
-local added = redis.call('XADD', KEYS[1], '*', ARGV[2], ARGV[3])
-redis.call('HSET', KEYS[2], 'sent', ARGV[1])
-return added
+for key = 2, #KEYS do
+  redis.call('XLEN', KEYS[key])
+end
+local appended = 0
+for first = 1, #ARGV, 4 do
+  local position = tonumber(ARGV[first])
+  if position > sent then
+    redis.call('XADD', KEYS[tonumber(ARGV[first + 1])], '*', ARGV[first + 2], ARGV[first + 3])
+    redis.call('HSET', KEYS[1], 'sent', ARGV[first])
+    sent = position
+    appended = appended + 1
+  end
+end
+return appended

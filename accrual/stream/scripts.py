@@ -9,7 +9,19 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["ACQUIRE", "COMMIT", "HEARTBEAT", "OUTBOX", "REDRIVE", "REFUSE", "RELEASE", "Script"]
+__all__ = [
+    "ACQUIRE",
+    "ARCHIVE",
+    "ARCHIVED",
+    "COMMIT",
+    "HEARTBEAT",
+    "OUTBOX",
+    "REDRIVE",
+    "REFUSE",
+    "RELEASE",
+    "TRIM",
+    "Script",
+]
 
 
 class Script(msgspec.Struct, frozen=True, dict=True):
@@ -44,3 +56,6 @@ COMMIT: Final = Script("commit", "intact")
 REFUSE: Final = Script("refuse")
 REDRIVE: Final = Script("redrive")
 OUTBOX: Final = Script("outbox")
+TRIM: Final = Script("trim", "intact")
+ARCHIVE: Final = Script("archive", "intact")
+ARCHIVED: Final = Script("archived")

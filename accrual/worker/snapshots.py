@@ -12,13 +12,14 @@ from typing import Any, cast
 import msgspec
 import redis.asyncio
 
+from accrual.blobs import open_store
 from accrual.engine import Engine, Secret, open_engine
-from accrual.errors import AccrualError, SnapshotError
+from accrual.errors import AccrualError, BlobError, SnapshotError
 from accrual.ledger import digest_of
 from accrual.rulebook import parse
 from accrual.settings import Settings
-from accrual.snapshots import SnapshotDirectory, SnapshotHeader, SnapshotReader
-from accrual.stream import Checkpoint, Keys, stream_id_text
+from accrual.snapshots import SnapshotCopies, SnapshotDirectory, SnapshotHeader, SnapshotReader
+from accrual.stream import Checkpoint, Keys, stream_id_text, trim_events
 from accrual.worker.commits import CommitQueue
 
 __all__ = ["Resumed", "Snapshots", "resume"]
@@ -40,6 +41,13 @@ def directory_of(settings: Settings) -> SnapshotDirectory | None:
     return SnapshotDirectory(Path(settings.snapshots), settings.partition, settings.snapshots_kept)
 
 
+def copies_of(settings: Settings) -> SnapshotCopies | None:
+    """Return where the settings want copies of snapshots, if they do."""
+    if not settings.snapshot_store:
+        return None
+    return SnapshotCopies(open_store(settings.snapshot_store), settings.partition, settings.snapshots_kept)
+
+
 class Snapshots:
     """Takes a snapshot at intervals. The image is written by a thread; the engine pauses only to begin it.
 
@@ -54,6 +62,7 @@ class Snapshots:
         self._client = client
         self._keys = Keys(settings.partition)
         self._directory = directory_of(settings)
+        self._copies = copies_of(settings)
         self._begun_s = time.monotonic()
         self._last_batch = -1
         self._task: asyncio.Task[None] | None = None
@@ -100,9 +109,12 @@ class Snapshots:
                 log.warning("snapshot batch=%d was given up: the records moved, or memory ran out", batch)
                 return
             log.info("snapshot batch=%d bytes=%d seconds=%.1f", batch, size, time.monotonic() - self._begun_s)
+            if self._copies is not None:
+                # Without its copy nothing is trimmed: another machine could not go on from what is left.
+                await asyncio.to_thread(self._copies.put, directory.path_of(batch), batch)
             if self._settings.trim_input:
                 await self._trim(directory, commits.landed)
-        except (OSError, SnapshotError, MemoryError) as error:
+        except (OSError, SnapshotError, BlobError, MemoryError) as error:
             # The work goes on; the next one may find room.
             log.warning("snapshot batch=%d failed: %s", batch, str(error) or "there is no memory for it")
         except redis.RedisError as error:
@@ -112,13 +124,15 @@ class Snapshots:
             self._task = None
 
     async def _trim(self, directory: SnapshotDirectory, landed: Checkpoint) -> None:
-        """Remove what no restart will read: what came before the oldest snapshot that is kept."""
+        """Remove what no restart will read, before the oldest snapshot that is kept, and what the archive has."""
         headers = directory.headers()
         if len(headers) < self._settings.snapshots_kept or headers[-1].checkpoint.batch > landed.batch:
             return
-        position = stream_id_text(headers[-1].checkpoint.position)
-        removed = await self._client.xtrim(self._keys.events, minid=position, approximate=True)
-        log.info("trimmed entries=%d before=%s", removed, position)
+        wanted = headers[-1].checkpoint.position
+        archived = bool(self._settings.archive)
+        trimmed = await trim_events(self._client, self._keys, wanted, archived=archived)
+        waits = "" if trimmed.before == wanted else " (what comes then is not archived yet)"
+        log.info("trimmed entries=%d before=%s%s", trimmed.entries, stream_id_text(trimmed.before), waits)
 
 
 async def resume(
@@ -127,11 +141,14 @@ async def resume(
     """Return the engine of the newest snapshot that can be believed, or ``None``.
 
     It must be whole, of this partition, and of a batch that the ledger has with the same digest. Every other one is
-    named in the log, with the reason.
+    named in the log, with the reason. One that is only in the store of copies is fetched when its turn comes.
     """
-    directory = directory_of(settings)
-    for path in directory.paths() if directory is not None else ():
+    directory, copies = directory_of(settings), copies_of(settings)
+    if directory is None:
+        return None
+    for batch in sorted({*directory.batches(), *await _copied(copies, committed)}, reverse=True):
         try:
+            path = await _path_of(batch, directory, copies)
             with SnapshotReader(path) as reader:
                 await _check_origin(client, settings, secret, committed, path, reader.header)
                 engine = await asyncio.to_thread(_restored, reader, secret)
@@ -141,6 +158,29 @@ async def resume(
         log.info("snapshot read file=%s batch=%d", path.name, reader.header.checkpoint.batch)
         return Resumed(engine, reader.header)
     return None
+
+
+async def _copied(copies: SnapshotCopies | None, committed: Checkpoint) -> list[int]:
+    """Return the batches of which there are copies, none if the store is away: then those here have to do."""
+    try:
+        found = await asyncio.to_thread(copies.batches) if copies is not None else []
+    except (OSError, BlobError) as error:
+        log.warning("the copies of snapshots cannot be read: %s", error)
+        return []
+    return [batch for batch in found if batch <= committed.batch]
+
+
+async def _path_of(batch: int, directory: SnapshotDirectory, copies: SnapshotCopies | None) -> Path:
+    """Return where the snapshot of ``batch`` is, once its copy was fetched if it is not here."""
+    path = directory.path_of(batch)
+    if copies is None or path.exists():
+        return path
+    try:
+        path = await asyncio.to_thread(copies.fetch, batch, directory)
+    except OSError as error:
+        raise SnapshotError(f"{path}: its copy was not fetched: {error}") from None
+    log.info("snapshot fetched file=%s", path.name)
+    return path
 
 
 async def _check_origin(

@@ -25,6 +25,7 @@ from accrual.book import (
 )
 from accrual.events import encode_compact, validate
 from accrual.rulebook import day_number
+from accrual.settings import Settings
 from books import BOOK_RULEBOOK, Partition, at, ingest
 from servers import Server
 from workers import SECRET, command
@@ -72,10 +73,10 @@ def history(server: Server, connection: Connection) -> Partition:
     return partition
 
 
-def audit(server: Server, url: str) -> tuple[list[Finding], AuditReport]:
+def audit(server: Server, url: str, archive: str = "") -> tuple[list[Finding], AuditReport]:
     report = AuditReport()
-    audit = Audit(redis=server.url, database=url, secret=SECRET.key.hex())
-    return list(audit.run(report)), report
+    settings = Settings(redis=server.url, database=url, secret=SECRET.key.hex(), archive=archive)
+    return list(Audit(settings=settings).run(report)), report
 
 
 @pytest.fixture
@@ -228,6 +229,22 @@ def test_events_that_have_left_the_stream_are_said_not_to_be_checked(valkey: Ser
     findings, report = audit(valkey, book)
     assert findings == []
     assert report.notes == ["partition p: not decided again from batch 2 on: of its 1 events 0 are still there"]
+
+
+def test_events_that_have_left_the_stream_are_read_from_the_archive(valkey: Server, book: str, tmp_path: Path) -> None:
+    client = valkey.client()
+    partition = Partition(client)
+    partition.send(order(1, "m1"))
+    partition.send(order(2, "m1"))
+    archived = command(
+        "archive", "--redis", valkey.url, "--partition", "p", "--archive", tmp_path / "archive", "--drain"
+    )
+    assert archived.returncode == 0, archived.stderr
+    client.xtrim(partition.keys.events, maxlen=1, approximate=False)
+    with connect(book) as connection:
+        ingest(connection, partition)
+    findings, report = audit(valkey, book, str(tmp_path / "archive"))
+    assert (findings, report.notes) == ([], [])
 
 
 def test_the_command(planted: tuple[Server, str, Partition], tmp_path: Path) -> None:

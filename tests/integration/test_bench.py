@@ -10,6 +10,7 @@ import pytest
 # Benchmarks are no part of what gets installed. At the end, so that no build of another mode is shadowed.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from bench.book import BookSettings, measure_book, summary
 from bench.growth import PARTS, GrowthSettings, measure_growth
 from bench.latency import LatencySettings, measure_latency
 from bench.restart import RestartSettings, measure_restart
@@ -71,3 +72,13 @@ def test_growth_of_a_stream(tmp_path: Path) -> None:
     assert len(result.core) == len(result.worker) == PARTS
     assert min(figure.median for figure in (*result.core, *result.worker)) > 0
     assert result.records[-1] > result.records[0]
+
+
+def test_a_ledger_is_booked_and_settled() -> None:
+    measured = measure_book(BookSettings(events=2 * CHUNK_EVENTS, runs=1, members=1_000), lambda _: None)
+    assert [shape.name for shape in measured.shapes] == ["one core", "two cores"]
+    for shape in measured.shapes:
+        assert 2 * CHUNK_EVENTS * 0.99 < shape.entries < 2 * CHUNK_EVENTS
+        assert 0 < shape.ingest.median < shape.bare.median
+        assert shape.settle.median > 0
+    assert "of bare copy" in summary(measured)

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from accrual.demo import RULEBOOK, MemberDay, generate
 from accrual.demo.baskets import load as load_baskets
-from accrual.demo.run import PARTITION, new_directory, open_screen, open_server, run
+from accrual.demo.bookkeeping import Booked, open_database
+from accrual.demo.run import PARTITION, keep_book, new_directory, open_screen, open_server, run
 from accrual.demo.screen import Screen
 from accrual.demo.summary import Summary, summarise
 from accrual.embedded import EmbeddedServer
@@ -39,8 +40,9 @@ class Run:
         self.directory = new_directory(directory)
         output, progress = io.StringIO(), io.StringIO()
         screen = Screen(Console(file=output, width=120), Console(file=progress, width=120))
-        with open_server(self.directory, with_data=False) as server:
+        with open_server(self.directory, with_data=False) as server, open_database() as database:
             self.summary: Summary = run(self.day, server, screen)
+            self.booked: Booked = keep_book(server, database, screen)
         self.output, self.progress = output.getvalue(), progress.getvalue()
         self.engine = ReferenceEngine(load(RULEBOOK))
         self.entries = list(self._entries())
@@ -63,6 +65,15 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_every_proof_holds(small_run: Run) -> None:
     assert [proof.claim for proof in small_run.summary.proofs() if not proof.holds] == []
     assert all(planted == found for _, planted, found in small_run.summary.planted_and_found())
+
+
+def test_the_book_goes_on_from_the_ledger(small_run: Run) -> None:
+    booked, summary = small_run.booked, small_run.summary
+    assert [proof.claim for proof in booked.proofs() if not proof.holds] == []
+    assert booked.entries == summary.entries
+    assert booked.accounts["available"] == booked.settled_points > 0
+    assert {line["kind"] for line in booked.lines} >= {"accrue", "settle", "refund"}
+    assert "Proof of the book" in small_run.output
 
 
 def test_the_figures_are_those_of_the_reference_engine(small_run: Run) -> None:
@@ -122,7 +133,7 @@ def test_the_output_says_it_all_without_control_characters(small_run: Run) -> No
     assert f"accrual:{{{PARTITION}}}:ledger" in output
     assert "\x1b" not in output + small_run.progress
     assert [line.partition(":")[0] for line in small_run.progress.splitlines()] == [
-        *("server", "stream", "worker", "ledger")
+        *("server", "stream", "worker", "ledger", "database", "book")
     ]
 
 

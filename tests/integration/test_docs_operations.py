@@ -20,7 +20,7 @@ from workers import NOON_MS, RULEBOOK, SECRET, WorkerProcess, command, fill, ord
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
 PARTITION: Final = "city-1"
 KEYS: Final = Keys(PARTITION)
-ROLES: Final = ("worker", "producer", "reader", "operator")
+ROLES: Final = ("worker", "producer", "archiver", "reader", "operator")
 
 # What the tests themselves ask for while a role is at work, in words that no role has; and what is always allowed.
 OURS: Final = {"config|resetstat", "hscan"}
@@ -174,6 +174,25 @@ def test_a_producer_needs_just_what_it_is_given(partition: Partition) -> None:
         ("XADD", Keys("city-2").events, "*", "e", "x"),
         ("DEL", KEYS.events),
     ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*refused_command)
+
+
+def test_an_archiver_needs_just_what_it_is_given(partition: Partition, tmp_path: Path) -> None:
+    place = ("--archive", tmp_path / "archive")
+
+    def archive() -> None:
+        partition.run("archiver", "archive", *place, "--drain")
+        partition.client.xtrim(KEYS.events, maxlen=0, approximate=False)
+        partition.client.delete(KEYS.archive)
+        # A late one asks the stream where it begins.
+        partition.run("archiver", "archive", "--archive", tmp_path / "late", "--late", "--drain")
+        assert b"segments: none" in partition.run("archiver", "archive", "verify", "--archive", tmp_path / "late")
+
+    assert partition.used(archive) - {"xtrim", "del"} == granted("archiver")
+    assert_fields("The archive", partition.client.hgetall(KEYS.archive), set())
+    client = partition.as_role("archiver")
+    for refused_command in (("XADD", KEYS.events, "*", "e", "x"), ("HSET", KEYS.checkpoint, "batch", "1")):
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*refused_command)
 

@@ -78,7 +78,7 @@ class BookMachine(RuleBasedStateMachine):
         self.sent = 0
         self.orders: list[tuple[str, str]] = []
         self.deferred: list[tuple[str, dict[str, Any]]] = []
-        self.unbooked: list[dict[str, Any]] = []
+        self.model_frozen: set[str] = set()
         # Before the first ingest the book knows no rulebook, and lots would live as long as they do by default.
         ingest(self.connection, self.partition)
         self.batches_booked = 1
@@ -174,11 +174,6 @@ class BookMachine(RuleBasedStateMachine):
         else:
             self.model_frozen.discard(entry.member)
 
-    @property
-    def model_frozen(self) -> set[str]:
-        """The members whom the book believes to be frozen."""
-        return self.__dict__.setdefault("_frozen", set())
-
     @rule()
     def slow(self) -> None:
         slow(self.connection, self.partition.rulebook, refund_wait_hours=1)
@@ -271,7 +266,7 @@ class BookMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_accounts_add_up(self) -> None:
-        rows = dict(self.connection.execute("SELECT account, points FROM book.accounts").fetchall())
+        rows: dict[str, int] = dict(self.connection.execute("SELECT account, points FROM book.accounts").fetchall())
         assert sum(rows.values()) == 0
         assert rows.get("expired", 0) == self.model.expired
         assert -rows.get("issuance", 0) == self.model.granted - self.model.reversed + self.model.adjusted

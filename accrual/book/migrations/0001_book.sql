@@ -260,6 +260,8 @@ CREATE TABLE book.waiting (
     PRIMARY KEY (partition_id, seq)
 );
 
+CREATE INDEX waiting_in_order ON book.waiting (cause, number, partition_id, seq);
+
 -- What waits for a person, and what the person made of it.
 CREATE TABLE book.exceptions (
     exception bigint PRIMARY KEY DEFAULT nextval('book.numbers'),
@@ -295,7 +297,7 @@ CREATE TABLE book.adjustments (
 );
 
 -- Messages for the stream server, each sent once, in the order of `position`, which a message gets when it is first about
--- to be sent. `value` is JSON; an event gets its `ts` when it is sent.
+-- to be sent, so that one whose transaction ended late is not overtaken for good. `value` is JSON; an event gets its `ts` when it is sent.
 CREATE TABLE book.outbox (
     partition_id smallint NOT NULL REFERENCES book.partitions,
     message bigint NOT NULL DEFAULT nextval('book.numbers'),
@@ -308,7 +310,7 @@ CREATE TABLE book.outbox (
     UNIQUE (partition_id, position)
 );
 
-CREATE INDEX outbox_unsent ON book.outbox (partition_id, message) WHERE sent_at IS NULL;
+CREATE INDEX outbox_unsent ON book.outbox (partition_id, position, message) WHERE sent_at IS NULL;
 
 -- ------------------------------------------------------------------------------------------------- what may not be
 

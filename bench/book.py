@@ -1,0 +1,307 @@
+"""The ledger into the book: entries per second, beside bare ``COPY`` of the same rows in the same run.
+
+A real worker drains the standard workload, once; its ledger stays on the server. Then, in turn:
+
+bare copy   **the ceiling**: the rows of the entries alone, made ready ahead, into a table without any index, in as many
+            transactions: what PostgreSQL takes in at all, where nobody asks anything of it afterwards
+ingest      ``accrual book --drain`` into an empty book: chain verified, position and digest in the same transaction,
+            unique event ids, index of members, index of orders, balances up to date
+settle      the pending points of the whole day become available, with a lot for each member
+
+Both on one core (ingester and PostgreSQL share it), then on two. A run's time goes from the first read of the ledger to
+the last commit. After each run the book has as many entries as the ledger, its accounts add up to zero, and what it has
+pending, held and available is what the entries say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import redis
+from psycopg import sql
+
+from accrual.book import Connection, open_book, settle
+from accrual.book.copying import HEADER, TRAILER
+from accrual.book.follow import GROUP_ENTRIES, Follower
+from accrual.book.rows import ENTRY_COLUMNS, group_of
+from accrual.embedded import EmbeddedDatabase
+from accrual.ledger import START, Chain, LedgerReader
+from accrual.rulebook import load
+from bench.core import RULEBOOK
+from bench.machine import SERVER_CORE, WORKER_CORE, file_system_of, pinned, yardstick_ms
+from bench.report import Figure, table
+from bench.running import PARTITION, Worker, put, server_in, workspace
+from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Workload
+
+__all__ = ["BookMeasured", "BookSettings", "measure_book", "summary"]
+
+# All else is as PostgreSQL has it: every commit is on the disk before it is answered.
+DATABASE: Final = {"shared_buffers": "1GB", "max_wal_size": "8GB"}
+SHAPES: Final = {"one core": WORKER_CORE, "two cores": SERVER_CORE}
+LAST_SHARE: Final = 4
+MICROSECONDS: Final = 1e6
+
+
+@dataclass(frozen=True)
+class BookSettings:
+    """What is measured. ``events`` are rounded up to whole chunks of 8192."""
+
+    events: int = 2_000_000
+    runs: int = 3
+    members: int = 1_000_000
+    seed: int = DEFAULT_SEED
+    directory: Path | None = None
+
+    @property
+    def workload(self) -> Workload:
+        """The standard workload."""
+        return Workload(members=self.members, seed=self.seed)
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run; processor times are per entry."""
+
+    entries_per_s: float
+    last_entries_per_s: float
+    """Over the last quarter of the ledger, when the indexes are as large as they get."""
+    python_us: float
+    postgresql_us: float
+    log_bytes: float
+    """What an entry takes of PostgreSQL's write-ahead log."""
+    bare_per_s: float = 0.0
+    settled_members_per_s: float = 0.0
+    entries: int = 0
+    members: int = 0
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What the runs on so many cores have shown."""
+
+    name: str
+    entries: int
+    members: int
+    bare: Figure
+    ingest: Figure
+    last: Figure
+    python: Figure
+    postgresql: Figure
+    log: Figure
+    settle: Figure
+
+
+class BookMeasured(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    shapes: list[Shape]
+    database_settings: dict[str, str]
+    yardstick_ms: Figure
+    file_system: str
+
+
+def measure_book(settings: BookSettings, tell: Callable[[str], None] = print) -> BookMeasured:
+    """Fill a ledger and book it, over and over; ``tell`` hears what is going on."""
+    # That the ledger is not kept on disk is meant to be so here.
+    logging.getLogger("accrual.book").setLevel(logging.ERROR)
+    yardsticks = [_yardstick()]
+    with workspace(settings.directory) as directory, server_in(directory) as server:
+        tell(f"book: a ledger of {settings.events:,} events")
+        firsts = range(0, settings.events, CHUNK_EVENTS)
+        put(server, (settings.workload.events(first, CHUNK_EVENTS) for first in firsts))
+        with Worker(server.url, "--drain", anywhere=True) as worker:
+            worker.end(ask=False)
+        client = server.client(protocol=2, socket_timeout=None)
+        shapes = []
+        for name in SHAPES:
+            shapes.append(_measure_shape(settings, client, name, tell))
+            yardsticks.append(_yardstick())
+    return BookMeasured(
+        shapes=shapes,
+        database_settings=DATABASE,
+        yardstick_ms=Figure("yardstick", "ms", tuple(yardsticks)),
+        file_system=file_system_of(Path(tempfile.gettempdir())),
+    )
+
+
+def _yardstick() -> float:
+    with pinned(WORKER_CORE):
+        return yardstick_ms()
+
+
+def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell: Callable[[str], None]) -> Shape:
+    runs: list[Run] = []
+    with pinned(SHAPES[name]):
+        database = EmbeddedDatabase(DATABASE)
+    with database:
+        for number in range(1, settings.runs + 1):
+            with _new_book(database, number) as connection, pinned(WORKER_CORE):
+                runs.append(_run(connection, client))
+            rates = f"{runs[-1].entries_per_s:,.0f} entries/s, bare {runs[-1].bare_per_s:,.0f}"
+            tell(f"book, {name}: run {number} of {settings.runs}: {rates}")
+
+    def figure(what: str, unit: str, field: str) -> Figure:
+        return Figure(f"{name} {what}", unit, tuple(float(getattr(run, field)) for run in runs))
+
+    return Shape(
+        name=name,
+        entries=runs[-1].entries,
+        members=runs[-1].members,
+        bare=figure("bare copy", "rows/s", "bare_per_s"),
+        ingest=figure("ingest", "entries/s", "entries_per_s"),
+        last=figure("ingest of the last quarter", "entries/s", "last_entries_per_s"),
+        python=figure("python", "us", "python_us"),
+        postgresql=figure("postgresql", "us", "postgresql_us"),
+        log=figure("write-ahead log", "bytes", "log_bytes"),
+        settle=figure("settle", "members/s", "settled_members_per_s"),
+    )
+
+
+def _run(connection: Connection, client: redis.Redis) -> Run:
+    """Copy, ingest, settle, in an empty book, and check what it came to."""
+    bare = _bare_copy(connection, client)
+    run = _ingest(connection, client)
+    entries, members = _check(connection, client)
+    settled = _settle(connection)
+    return msgspec.structs.replace(
+        run, bare_per_s=bare, settled_members_per_s=settled, entries=entries, members=members
+    )
+
+
+@contextlib.contextmanager
+def _new_book(database: EmbeddedDatabase, number: int) -> Iterator[Connection]:
+    """Give an empty book, and throw it away afterwards."""
+    name = sql.Identifier(f"book_{number}")
+    with open_book(database.url) as outside:
+        outside.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        with open_book(database.url_of(f"book_{number}")) as connection:
+            outside.execute("CHECKPOINT")
+            yield connection
+        outside.execute(sql.SQL("DROP DATABASE {}").format(name))
+        outside.execute("CHECKPOINT")
+
+
+def _bare_copy(connection: Connection, client: redis.Redis) -> float:
+    """Copy the rows of all entries into a table without indexes, and return the rows per second."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, ENTRY_COLUMNS))
+    connection.execute(sql.SQL("CREATE TABLE bare AS SELECT {} FROM book.entries WITH NO DATA").format(columns))
+    seconds = 0.0
+    for pieces in _groups(client):
+        started = time.perf_counter()
+        with connection.cursor() as cursor, cursor.copy("COPY bare FROM STDIN (FORMAT BINARY)") as copy:
+            copy.write(HEADER)
+            for piece in pieces:
+                copy.write(piece)
+            copy.write(TRAILER)
+        seconds += time.perf_counter() - started
+    (rows,) = connection.execute("SELECT count(*) FROM bare").fetchone() or (0,)
+    connection.execute("DROP TABLE bare")
+    connection.execute("CHECKPOINT")
+    return float(rows / seconds)
+
+
+def _groups(client: redis.Redis) -> Iterator[Sequence[bytes]]:
+    """Yield the rows of the entries, a transaction's at a time."""
+    chain = Chain(START)
+    batches, links, first_seq = [], [], chain.link.next_seq
+    for batch in LedgerReader(client, PARTITION).batches(chain=chain):
+        batches.append(batch)
+        links.append(chain.link)
+        if chain.link.next_seq - first_seq >= GROUP_ENTRIES:
+            yield group_of(batches, links, {}, 1).entries
+            batches, links, first_seq = [], [], chain.link.next_seq
+    yield group_of(batches, links, {}, 1).entries
+
+
+def _ingest(connection: Connection, client: redis.Redis) -> Run:
+    """Book the whole ledger."""
+    with Follower(connection, client, PARTITION) as follower:
+        log_before = _log_position(connection)
+        python_before_s, postgresql_before_s = time.process_time(), _processor_s(connection.info.backend_pid)
+        marks = [(time.perf_counter(), follower.book.link.next_seq)]
+        while follower.step():
+            marks.append((time.perf_counter(), follower.book.link.next_seq))
+        entries = marks[-1][1] - marks[0][1]
+        python_s = time.process_time() - python_before_s
+        postgresql_s = _processor_s(connection.info.backend_pid) - postgresql_before_s
+    return Run(
+        entries_per_s=_rate(marks),
+        last_entries_per_s=_rate(marks[-max(2, len(marks) // LAST_SHARE) :]),
+        python_us=python_s / entries * MICROSECONDS,
+        postgresql_us=postgresql_s / entries * MICROSECONDS,
+        log_bytes=(_log_position(connection) - log_before) / entries,
+    )
+
+
+def _rate(marks: Sequence[tuple[float, int]]) -> float:
+    (start_s, first), (end_s, last) = marks[0], marks[-1]
+    return (last - first) / (end_s - start_s)
+
+
+def _settle(connection: Connection) -> float:
+    """Settle every day, and return the members per second."""
+    rulebook = load(RULEBOOK)
+    days = connection.execute("SELECT DISTINCT day - date '1970-01-01' FROM book.entries").fetchall()
+    started = time.perf_counter()
+    members = sum(settle(connection, rulebook, day).members for (day,) in days)
+    seconds = time.perf_counter() - started
+    if connection.execute("SELECT count(*) FROM book.balances WHERE pending > 0").fetchone() != (0,):
+        raise RuntimeError("there are pending points after the settlement")
+    return members / seconds
+
+
+def _check(connection: Connection, client: redis.Redis) -> tuple[int, int]:
+    """Check the book against the ledger and itself; return its entries and members. Raises ``RuntimeError``."""
+    last = LedgerReader(client, PARTITION).last_batch()
+    found: Any = connection.execute(
+        """
+        SELECT (SELECT batch FROM book.partitions),
+            (SELECT count(*) FROM book.entries) + (SELECT count(*) FROM book.deferred),
+            (SELECT sum(entries) FROM book.batches),
+            (SELECT sum(points) FROM book.accounts), (SELECT sum(pending) FROM book.balances),
+            (SELECT sum(points) FROM book.entries WHERE outcome = 'granted'), (SELECT count(*) FROM book.balances)
+        """
+    ).fetchone()
+    batch, entries, counted, accounts, pending, granted, members = found
+    if (batch, entries, accounts, pending) != (last, counted, 0, granted):
+        raise RuntimeError(f"the book does not add up: {found}, of a ledger with {last} batches")
+    return int(entries), int(members)
+
+
+def _log_position(connection: Connection) -> int:
+    row: Any = connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()
+    return int(row[0])
+
+
+def _processor_s(pid: int) -> float:
+    """Return the processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def summary(measured: BookMeasured) -> str:
+    """Return the table."""
+    rows = []
+    for shape in measured.shapes:
+        for what, figure, text in (
+            ("bare copy", shape.bare, f"{shape.bare.median:,.0f} rows/s"),
+            ("ingest", shape.ingest, f"{shape.ingest.median:,.0f} entries/s"),
+            ("of its last quarter", shape.last, f"{shape.last.median:,.0f} entries/s"),
+            ("ingester, processor", shape.python, f"{shape.python.median:.1f} µs an entry"),
+            ("PostgreSQL, processor", shape.postgresql, f"{shape.postgresql.median:.1f} µs an entry"),
+            ("write-ahead log", shape.log, f"{shape.log.median:,.0f} bytes an entry"),
+            ("settle", shape.settle, f"{shape.settle.median:,.0f} members/s"),
+        ):
+            ratio = f"{figure.ratio_to(shape.bare):.2f}" if figure.unit == "entries/s" else ""
+            rows.append([f"{shape.name}: {what}", text, f"±{figure.noise:.0%}", ratio])
+    last = measured.shapes[-1]
+    head = f"{last.entries:,} entries of {last.members:,} members"
+    stated = ", ".join(f"{name} = {value}" for name, value in measured.database_settings.items())
+    return f"{head} ({stated})\n\n{table(['book', 'median', 'noise', 'of bare copy'], rows)}"
