@@ -19,8 +19,8 @@ cdef class StateImage:
     cdef uint64_t names_size
     cdef int start(self, object core, State* state) except -1
     cdef void stop(self) noexcept
-    cdef bytes names_piece(self)
-    cdef bytes records_piece(self, int number, uint64_t offset, uint64_t size)
+    cdef bint write_stretch(self, sink, const char* base, uint64_t size) except -1
+    cdef bytes piece(self, const char* source, uint64_t size)
     cdef list preimage_blocks(self, int number)
 
 

@@ -1,7 +1,7 @@
 import threading
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from fastpath.decide cimport TABLES, State
@@ -74,47 +74,52 @@ cdef class StateImage:
         Returns False if the image was closed before its end, or memory ran out for it: then it is worth nothing.
         """
         cdef int number
-        cdef uint64_t offset, size
+        cdef list blocks
         for number, (stride, count) in enumerate(self.shape["tables"]):
-            size = stride * count
-            offset = 0
-            while offset < size:
-                piece = self.records_piece(number, offset, min(size - offset, <uint64_t>PIECE_BYTES))
-                if piece is None:
-                    return False
-                sink(piece)
-                offset += len(piece)
-        if self.names_size:
-            piece = self.names_piece()
-            if piece is None:
+            if not self.write_stretch(sink, self.state.tables[number].records.base, stride * count):
                 return False
-            sink(piece)
+        if not self.write_stretch(sink, self.state.names.base, self.names_size):
+            return False
         for number in range(TABLES):
             blocks = self.preimage_blocks(number)
             if blocks is None:
                 return False
-            sink(sum(map(len, blocks)).to_bytes(8, "little"))
-            for block in blocks:
-                sink(block)
+            sink(sum([size for _, size in blocks]).to_bytes(8, "little"))
+            for data, size in blocks:
+                if not self.write_stretch(sink, <const char*><uintptr_t>data, size):
+                    return False
         return True
 
-    cdef bytes records_piece(self, int number, uint64_t offset, uint64_t size):
-        """Return a piece of a table's records as they are now, or None if the image was closed."""
+    cdef bint write_stretch(self, sink, const char* base, uint64_t size) except -1:
+        """Hand ``size`` bytes to ``sink``, piece by piece. Returns False if the image was closed before their end.
+
+        Between two pieces, and while one is copied, the thread that decides can go on.
+        """
+        cdef uint64_t offset = 0
+        while offset < size:
+            piece = self.piece(base + offset, min(size - offset, <uint64_t>PIECE_BYTES))
+            if piece is None:
+                return False
+            sink(piece)
+            offset += len(piece)
+        return True
+
+    cdef bytes piece(self, const char* source, uint64_t size):
+        """Return ``size`` bytes as they are now, or None if the image was closed."""
         cdef bytes piece = PyBytes_FromStringAndSize(NULL, size)
         cdef char* target = PyBytes_AS_STRING(piece)
         with self.lock:
             if not self.open:
                 return None
             with nogil:
-                memcpy(target, self.state.tables[number].records.base + offset, size)
+                memcpy(target, source, size)
         return piece
 
-    cdef bytes names_piece(self):
-        with self.lock:
-            return self.state.names.base[:self.names_size] if self.open else None
-
     cdef list preimage_blocks(self, int number):
-        """Return what was saved of a table's records so far, which is all that the pieces copied before need."""
+        """Return where the records are that were saved of a table so far, and how many bytes of them.
+
+        They are all that the pieces copied before need. None if the image was closed, or memory ran out for it.
+        """
         cdef Block* block
         blocks = []
         with self.lock:
@@ -122,7 +127,7 @@ cdef class StateImage:
                 return None
             block = self.state.tables[number].preimages.first
             while block != NULL:
-                blocks.append(block.data[:block.size])
+                blocks.append((<uintptr_t>&block.data[0], block.size))
                 block = block.next
         return blocks
 
