@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 
 from accrual.book.chunks import Done
 from accrual.book.posting import act, is_settled, lock_members
+from accrual.book.programme import newest_rulebook
 from accrual.book.settle import settle_members
 from accrual.book.texts import shown, stored
 from accrual.book.waiting import Deferred, claim, held_ids, late_events, open_exception, resolve
@@ -79,11 +80,15 @@ class Accepted(msgspec.Struct, frozen=True):
 def judge_late_events(cursor: psycopg.Cursor[Any], rulebook: Rulebook, by: str) -> Done | None:
     """Deal with the first of the late events that wait, within the cursor's transaction and turn.
 
-    Return what was done; ``None`` where none waits.
+    Return what was done; ``None`` where none waits. Raises ``RulebookError`` for a rulebook whose business days are not
+    those of the ledgers.
     """
     events = _first_ones(late_events(cursor, CHUNK_EVENTS))
     if not events:
         return None
+    recorded = newest_rulebook(cursor)
+    if recorded is not None:
+        recorded.check_successor(rulebook)
     held = held_ids(cursor, events)
     fresh: dict[str, Deferred] = {}
     for event in events:

@@ -15,22 +15,26 @@ from accrual.rulebook import Rulebook, day_text
 
 __all__ = ["settle"]
 
-CHOOSE: Final = """
+# Found in one pass, so that what a chunk costs does not grow with the day, whatever the database knows of its tables.
+CREATE_MEMBERS: Final = 'CREATE TEMP TABLE IF NOT EXISTS settled_members (member text COLLATE "C" PRIMARY KEY)'
+FIND_ALL: Final = """
+    INSERT INTO settled_members
     SELECT DISTINCT e.member FROM book.entries e JOIN book.balances b ON b.member = e.member AND b.pending > 0
-    WHERE e.day = %(day)s AND e.outcome IN ('granted', 'held') AND e.points > 0 AND e.member > %(after)s
-    ORDER BY e.member LIMIT %(limit)s
+    WHERE e.day = %(day)s AND e.outcome IN ('granted', 'held') AND e.points > 0
 """
 
 # Those who got entries of the day after it was settled: a few, which are found without looking at all the others again.
-STRAGGLERS: Final = """
+FIND_STRAGGLERS: Final = """
+    INSERT INTO settled_members
     SELECT DISTINCT e.member
     FROM book.partitions p CROSS JOIN LATERAL (
         SELECT member FROM book.entries
         WHERE day = %(day)s AND partition_id = p.partition_id AND points > 0
             AND seq > coalesce((%(since)s::jsonb ->> p.partition_id::text)::bigint, 0)
     ) e
-    WHERE e.member > %(after)s ORDER BY e.member LIMIT %(limit)s
 """
+
+CHOOSE: Final = "SELECT member FROM settled_members WHERE member > %s ORDER BY member LIMIT %s"
 
 PENDING: Final = """
     SELECT 0, member, 'settle', 'pending', 'available', sum(points), %(day)s::date,
@@ -67,10 +71,13 @@ def settle(
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         action = act(cursor, "settle", by=by, details={"day": text, "rulebook": rulebook.version})
         begin_settlement(cursor, day, action)
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute(CREATE_MEMBERS)
+        cursor.execute("TRUNCATE settled_members")
+        cursor.execute(FIND_ALL if since is None else FIND_STRAGGLERS, {"day": text, "since": since})
 
     def choose(cursor: psycopg.Cursor[Any], after: Key) -> list[Key]:
-        parameters = {"day": text, "after": after[0], "limit": CHUNK_MEMBERS, "since": since}
-        cursor.execute(CHOOSE if since is None else STRAGGLERS, parameters)
+        cursor.execute(CHOOSE, (after[0], CHUNK_MEMBERS))
         return cursor.fetchall()
 
     def work(cursor: psycopg.Cursor[Any], keys: Sequence[Key]) -> Done:

@@ -60,12 +60,12 @@ class LateEngine:
         What may not be booked leaves no trace.
         """
         engine = self._engine
-        before = copy.deepcopy((self.member(event.member), self._counters(event)))
+        member, counters = copy.deepcopy(self.member(event.member)), self._counters(event)
         decision = engine.decide(event, event.ts)
         engine.decided.clear()
         if isinstance(decision, Entry) and all(limit in self._clamps for limit, _ in decision.evidence):
             return decision, True
-        engine.members[event.member], counters = before
+        engine.members[event.member] = member
         for table, key, counter in counters:
             if counter is None:
                 self._tables[table].pop(key, None)
@@ -79,6 +79,7 @@ class LateEngine:
         return self._engine.totals, self._engine.sights
 
     def _counters(self, event: Event) -> list[tuple[int, tuple[object, ...], Any]]:
-        """Return the counters that the event may change, each with its table and key; ``None`` where there is none."""
+        """Return copies of the counters that the event may change, each with its table and key; ``None`` for none."""
         keys = [(limit.identity, getattr(event, limit.key)) for limit in self.limits]
-        return [(number, key, table.get(key)) for number, table in enumerate(self._tables) for key in keys]
+        tables = enumerate(self._tables)
+        return [(number, key, copy.deepcopy(table.get(key))) for number, table in tables for key in keys]

@@ -154,4 +154,4 @@ def test_a_ledger_that_ends_before_what_is_booked_stops_the_book(
     log = tmp_path / "book.log"
     with book_process(valkey, book, rulebook, log) as process:
         assert process.wait(20) == 1
-    assert "the ledger ends at batch 1" in log.read_text(encoding="utf-8")
+    assert "its ledger ends at batch 1, but batch 3 is booked" in log.read_text(encoding="utf-8")

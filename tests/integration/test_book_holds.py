@@ -83,7 +83,8 @@ def is_balanced(connection: Connection) -> bool:
     assert connection.execute("SELECT coalesce(sum(points), 0) FROM book.accounts").fetchone() == (0,)
     differing = connection.execute(
         """
-        SELECT member FROM book.balances b WHERE (pending::numeric, available::numeric, held::numeric) IS DISTINCT FROM (
+        SELECT member FROM book.balances b
+        WHERE (pending::numeric, available::numeric, held::numeric) IS DISTINCT FROM (
             SELECT (coalesce(sum(points) FILTER (WHERE account = 'pending'), 0),
                 coalesce(sum(points) FILTER (WHERE account = 'available'), 0),
                 coalesce(sum(points) FILTER (WHERE account = 'held'), 0)) FROM book.legs l WHERE l.member = b.member

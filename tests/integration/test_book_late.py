@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from accrual.book import Connection, Done, adjust, confirm, connect, late, settle, slow, waiting
 from accrual.engine import Entry, ReferenceEngine
+from accrual.errors import RulebookError
 from accrual.events import validate
 from accrual.rulebook import day_number, parse
 from books import BOOK_RULEBOOK, Partition, at, balance, facts, ingest, run_json
@@ -378,6 +379,17 @@ def test_a_kind_that_the_rulebook_no_longer_knows(valkey: Server, book: str) -> 
         slow(connection, newer, refund_wait_hours=WAIT_HOURS)
         assert exceptions(connection) == [("late_unknown_kind", "c1")]
         assert entries(connection, "event, rulebook") == [("e2", 2)]
+
+
+def test_a_rulebook_with_other_business_days_is_refused(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    partition.send(late_of(order(1)))
+    elsewhere = parse(BOOK_RULEBOOK.replace("Asia/Shanghai", "America/New_York"))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        with pytest.raises(RulebookError, match="timezone"):
+            slow(connection, elsewhere, refund_wait_hours=WAIT_HOURS)
+        assert entries(connection) == []
 
 
 def test_a_refund_of_a_late_order(valkey: Server, book: str) -> None:

@@ -67,8 +67,8 @@ def test_lines_are_explained(valkey: Server, book: str) -> None:
         f"Order o1 of 10.00 yuan (event e1) on 2026-11-10: base 10 points at 1 per yuan. 10 points granted, {by}"
     )
     assert words["accrue", 990] == (
-        "Order o2 of 2000.00 yuan (event e2) on 2026-11-10: base 2000 points at 1 per yuan; limit member-cap clamps it, "
-        f"as it would make 2010 points per member and business day where 1000 are allowed. 990 points granted, {by}"
+        "Order o2 of 2000.00 yuan (event e2) on 2026-11-10: base 2000 points at 1 per yuan; limit member-cap clamps "
+        f"it, as it would make 2010 points per member and business day where 1000 are allowed. 990 points granted, {by}"
     )
     assert words["accrue", 60] == (
         "Order o4 of 30.00 yuan (event e4) on 2026-11-15: base 30 points at 1 per yuan; campaign member-day ×2 makes "
