@@ -18,7 +18,7 @@ from accrual.rulebook import MAXIMUM_POINTS, day_text
 
 __all__ = ["Adjustment", "adjust", "approve", "check_reason", "check_text", "reject", "waiting_adjustments"]
 
-REASON: Final = re.compile(r"[a-z0-9_-]{1,32}")
+REASON: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 NOTE_BYTES: Final = 4096
 COLUMNS: Final = "adjustment, member, points, reason, note, asked_by, approved_by, action, rejected_by"
 
@@ -47,7 +47,7 @@ class Adjustment(msgspec.Struct, frozen=True):
 def check_reason(reason: str) -> str:
     """Return ``reason``. Raises ``UsageError`` where it is no reason code."""
     if not REASON.fullmatch(reason):
-        raise UsageError(f"--reason: {reason!r} is not a code of 1 to 32 of the characters a-z 0-9 _ -")
+        raise UsageError(f"--reason: {reason!r} is not a code of 1 to 64 of the characters A-Z a-z 0-9 _ . -")
     return reason
 
 

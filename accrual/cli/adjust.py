@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     add_settings(parser, "database", "adjust_approval_points")
     parser.add_argument("--member", metavar="M", help="whose points")
     parser.add_argument("--points", type=int, metavar="N", help="how many; negative ones are taken")
-    parser.add_argument("--reason", metavar="CODE", help="why, as a code of a-z 0-9 _ -")
+    parser.add_argument("--reason", metavar="CODE", help="why, as a code of A-Z a-z 0-9 _ . -")
     parser.add_argument("--note", metavar="TEXT", default="", help="why, in words")
     parser.add_argument("--by", metavar="WHO", help="who decides it")
     parser.add_argument("--id", metavar="KEY", default="", help="makes it unique: the same one is never posted twice")

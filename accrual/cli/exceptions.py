@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--all", action="store_true", help="print also those that were dealt with")
     parser.add_argument("--close", type=int, metavar="N", help="the number of one that has been dealt with")
     parser.add_argument("--by", metavar="WHO", help="with --close: who has dealt with it")
-    parser.add_argument("--reason", metavar="CODE", help="with --close: how, as a code of a-z 0-9 _ -")
+    parser.add_argument("--reason", metavar="CODE", help="with --close: how, as a code of A-Z a-z 0-9 _ . -")
     parser.add_argument("--note", metavar="TEXT", default="", help="with --close: how, in words")
 
 

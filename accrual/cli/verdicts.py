@@ -25,7 +25,7 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 def add_verdict_flags(parser: argparse.ArgumentParser) -> None:
     """Add who, whom and why."""
     parser.add_argument("--member", metavar="M", required=True, help="the member")
-    parser.add_argument("--reason", metavar="CODE", required=True, help="why, as a code of a-z 0-9 _ -")
+    parser.add_argument("--reason", metavar="CODE", required=True, help="why, as a code of A-Z a-z 0-9 _ . -")
     parser.add_argument("--note", metavar="TEXT", default="", help="why, in words")
     parser.add_argument("--by", metavar="WHO", required=True, help="who has looked at it")
     parser.add_argument("--partition", metavar="P", help="where a member's events go of whom the book has none")

@@ -203,7 +203,7 @@ def test_a_dry_run_changes_nothing(valkey: Server, book: str) -> None:
     [
         ({"reason": "Good Will"}, "--reason"),
         ({"reason": ""}, "--reason"),
-        ({"reason": "x" * 33}, "--reason"),
+        ({"reason": "x" * 65}, "--reason"),
         ({"points": 0}, "--points"),
         ({"points": 1 << 63}, "--points"),
         ({"member": ""}, "--member"),
