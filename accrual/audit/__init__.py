@@ -9,6 +9,8 @@ texts are kept; what it checks is written a second time here, from the specifica
     decisions   each partition: the chain of digests, every entry decided again by the reference engine, row by row
     sums        the whole book: balances, lots, postings, batches, identities, deferred events (checks/*.sql)
     refunds     every reversal computed again
+    late        each business day: late entries decided again on top of what was booked before them
+    lots        the dates on which lots expire
     caps        each business day: no more than a limit lets through
     run         all of it, in parallel over partitions, days and checks
     correct     findings made adjustments that a person approves

@@ -13,16 +13,20 @@ import msgspec
 import psycopg
 from redis import Redis
 
-from accrual.audit.caps import booked_days, check_caps, check_once
+from accrual.audit.caps import booked_days, check_caps, check_once, rulebooks
 from accrual.audit.connection import first_connection, same_moment
 from accrual.audit.decisions import EventSource, check_partition, stream_source
 from accrual.audit.findings import Finding
+from accrual.audit.late import check_late
+from accrual.audit.lots import check_lot_dates
 from accrual.audit.refunds import check_refunds
 from accrual.audit.sums import check_sums, names_of_checks
 from accrual.blobs import open_store
+from accrual.book.database import Connection
 from accrual.errors import BookError
 from accrual.events import StreamEntry
 from accrual.outcomes import NO_SECRET, Secret
+from accrual.rulebook import Rulebook, load
 from accrual.settings import Settings
 from accrual.stream import Keys, StreamId, StreamServer, checkpoint_of
 
@@ -44,7 +48,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
 
     Events that have left the stream are read from the archive of the settings. ``first_day`` and ``last_day`` (dates)
     bound the checks that go by day; sums are always those of the whole book. The ``fast`` engine decides many times as
-    fast as the ``reference`` engine, but it is the code that is audited.
+    fast as the ``reference`` engine, but it is the code that is audited. With ``complete``, what cannot be decided
+    again is a finding, ``not_audited``; else it is only noted.
     """
 
     settings: Settings
@@ -53,6 +58,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     last_day: str | None = None
     workers: int = 2
     engine: str = "reference"
+    complete: bool = False
 
     def run(self, report: AuditReport) -> Iterator[Finding]:
         """Yield the findings as checks end, and fill ``report``. Errors of the server pass through as they are."""
@@ -68,6 +74,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
             futures = dict(self._submit(processes, threads, partitions, days, snapshot))
             for future in as_completed(futures):
                 findings, notes = future.result()
+                if self.complete:
+                    findings += [Finding("not_audited", note) for note in notes]
                 report.checks += 1
                 report.findings += len(findings)
                 report.notes += notes
@@ -81,10 +89,20 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
             yield processes.submit(_partition, self, name, snapshot), f"partition {name}"
         for check in names_of_checks():
             yield threads.submit(_sums, self.settings.database, snapshot, check), check
-        for name, work in (("refunds", check_refunds), ("once", check_once)):
+        for name, work in (("refunds", check_refunds), ("once", check_once), ("lot_dates", self._lot_dates)):
             yield threads.submit(_over, self.settings.database, snapshot, work), name
         for day in days:
             yield threads.submit(_caps, self.settings.database, snapshot, day), f"caps {day}"
+            yield threads.submit(_late, self, snapshot, day), f"late {day}"
+
+    def _lot_dates(self, connection: Connection) -> Iterator[Finding]:
+        return check_lot_dates(connection, self.rulebooks(connection).values())
+
+    def rulebooks(self, connection: Connection) -> dict[int, Rulebook]:
+        """Return the recorded rulebooks by version, and the configured one, which jobs may use already."""
+        configured = [load(self.settings.rulebook)] if self.settings.rulebook else []
+        known = [rulebook for _, _, rulebook in rulebooks(connection)]
+        return {rulebook.version: rulebook for rulebook in configured + known}
 
     def secret_of(self, client: Redis, keys: Keys) -> Secret:
         """Return the key of a partition's fingerprints: the configured one, or the one that the partition made."""
@@ -106,7 +124,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         return stream_source(client, keys, archived)
 
 
-def _partitions(connection: Any) -> tuple[str, ...]:
+def _partitions(connection: Connection) -> tuple[str, ...]:
     return tuple(name for (name,) in connection.execute("SELECT name FROM book.partitions ORDER BY name"))
 
 
@@ -143,6 +161,12 @@ def _sums(database: str, snapshot: str, check: str) -> tuple[list[Finding], list
 def _over(database: str, snapshot: str, work: Callable[[Any], Iterator[Finding]]) -> tuple[list[Finding], list[str]]:
     with same_moment(database, snapshot) as connection:
         return list(work(connection)), []
+
+
+def _late(audit: Audit, snapshot: str, day: str) -> tuple[list[Finding], list[str]]:
+    notes: list[str] = []
+    with same_moment(audit.settings.database, snapshot) as connection:
+        return list(check_late(connection, day, audit.rulebooks(connection), notes.append)), notes
 
 
 def _caps(database: str, snapshot: str, day: str) -> tuple[list[Finding], list[str]]:

@@ -39,6 +39,9 @@ def add(commands: Commands) -> None:
         default="reference",
         help="which decides again; the fast one is the one that is audited; default: reference",
     )
+    parser.add_argument(
+        "--complete", action="store_true", help="what cannot be decided again, since its events are gone, is a finding"
+    )
     parser.add_argument("--propose", type=Path, metavar="FILE", help="make findings adjustments that wait for approval")
     parser.add_argument("--by", metavar="WHO", help="with --propose: who proposes them")
 
@@ -59,6 +62,7 @@ def _run(parsed: argparse.Namespace) -> int:
         last_day=last,
         workers=max(1, parsed.workers),
         engine=parsed.engine,
+        complete=parsed.complete,
     )
     report = AuditReport()
     write_lines(finding.line() for finding in audit.run(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from datetime import date
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import accrual.audit
 from accrual.audit import Audit, AuditReport, Finding, propose
 from accrual.book import (
     Connection,
@@ -73,10 +75,10 @@ def history(server: Server, connection: Connection) -> Partition:
     return partition
 
 
-def audit(server: Server, url: str, archive: str = "") -> tuple[list[Finding], AuditReport]:
+def audit(server: Server, url: str, archive: str = "", *, complete: bool = False) -> tuple[list[Finding], AuditReport]:
     report = AuditReport()
     settings = Settings(redis=server.url, database=url, secret=SECRET.key.hex(), archive=archive)
-    return list(Audit(settings=settings).run(report)), report
+    return list(Audit(settings=settings, complete=complete).run(report)), report
 
 
 @pytest.fixture
@@ -116,6 +118,18 @@ ERRORS = {
         "UPDATE book.lots SET points = points + 3 WHERE (member, day) = ('m2', '2026-11-10')",
         {"lots", "available"},
     ),
+    "when a lot expires": (
+        "UPDATE book.lots SET expires_on = expires_on + 1 WHERE (member, day) = ('m2', '2026-11-10')",
+        {"lots"},
+    ),
+    "when a lot expires, and its postings with it": (
+        (
+            "WITH l AS (UPDATE book.lots SET expires_on = '2030-01-01' WHERE (member, day) = ('m2', '2026-11-10')) "
+            "UPDATE book.postings SET lot_expires_on = '2030-01-01' "
+            "WHERE (member, day, to_account) = ('m2', '2026-11-10', 'available')"
+        ),
+        {"lot_dates"},
+    ),
     "points of an entry": ("UPDATE book.entries SET points = points + 1 WHERE event = 'e13'", {"rows", "balances"}),
     "the member of an entry": (
         "UPDATE book.entries SET member = 'm9' WHERE event = 'e13'",
@@ -125,6 +139,18 @@ ERRORS = {
     "an entry that is gone": (
         "DELETE FROM book.entries WHERE event = 'c1'",
         {"rows", "entries", "balances", "settlements"},
+    ),
+    "an entry twice": (
+        (
+            "INSERT INTO book.entries SELECT day, partition_id, seq + 1000, late, number, rulebook, stream_id, item, "
+            "ts_ms, event, kind, member, outcome, cause, frozen, amount_fen, order_id, base, uncapped, points "
+            "FROM book.entries WHERE event = 'e13'"
+        ),
+        {"identities", "entries", "balances"},
+    ),
+    "an entry in the place of another": (
+        "UPDATE book.entries SET seq = 1000 WHERE event = 'e13'",
+        {"rows", "identities"},
     ),
     "a digest": ("UPDATE book.batches SET digest = sha256('x') WHERE batch = 3", {"chain", "batches"}),
     "counts of a batch": (
@@ -144,6 +170,18 @@ ERRORS = {
     ),
     "a settlement twice": (AGAIN + FIRST.format("settle"), {"settlements", "balances", "lots"}),
     "a release twice": (AGAIN + FIRST.format("release"), {"holds", "balances", "lots"}),
+    "a confirmation twice": (
+        AGAIN + FIRST.format("clawback"),
+        {"reversals", "balances", "lots", "expiry"},
+    ),
+    "a release of another member's points": (
+        f"UPDATE book.postings SET member = 'm2' WHERE number = {FIRST.format('release')}",
+        {"holds", "balances", "lots", "expiry"},
+    ),
+    "a posting that its action does not make": (
+        "UPDATE book.actions SET kind = 'release' WHERE kind = 'settle'",
+        {"postings"},
+    ),
     "an expiry twice": (AGAIN + FIRST.format("expire"), {"expiry", "balances", "lots"}),
     "an expiry before its time": (
         "UPDATE book.actions SET details = '{\"day\": \"2027-11-01\"}' WHERE kind = 'expire'",
@@ -158,6 +196,10 @@ ERRORS = {
         "UPDATE book.refunds SET reversed = 0 WHERE seq = (SELECT max(seq) FROM book.refunds)",
         {"refunds"},
     ),
+    "a reversal without a refund": (
+        "UPDATE book.postings SET cause_seq = 1 WHERE number = " + FIRST.format("refund"),
+        {"reversals", "refunds"},
+    ),
     "a clawback of more": (
         f"UPDATE book.postings SET points = 5000, lot_points = ARRAY[5000] WHERE number = {FIRST.format('clawback')}",
         {"reversals", "balances", "lots", "expiry"},
@@ -165,6 +207,23 @@ ERRORS = {
     "a deferred event that nobody dealt with": (
         "DELETE FROM book.resolutions WHERE result = 'exception'",
         {"deferred"},
+    ),
+    "a duplicate that is none": (
+        "UPDATE book.resolutions SET result = 'duplicate' WHERE result = 'exception'",
+        {"deferred"},
+    ),
+    "a question that nobody was asked": (
+        "DELETE FROM book.exceptions WHERE kind = 'refund_exceeds_order'",
+        {"deferred"},
+    ),
+    "points of a late entry": (
+        "UPDATE book.entries SET points = 8 WHERE event = 'e20'",
+        {"late", "balances", "settlements", "reversals"},
+    ),
+    "base of a late entry": ("UPDATE book.entries SET base = 8 WHERE event = 'e20'", {"late"}),
+    "the clamp of a late entry": (
+        "UPDATE book.entries SET points = uncapped, evidence = NULL WHERE event = 'e21'",
+        {"late", "caps", "balances"},
     ),
     "a late entry from nowhere": ("DELETE FROM book.deferred WHERE event = 'e20'", {"deferred", "entries", "rows"}),
     "an adjustment": ("UPDATE book.adjustments SET points = 78 WHERE points = 77", {"adjustments"}),
@@ -188,6 +247,79 @@ def test_an_error_that_is_planted(planted: tuple[Server, str, Partition], what: 
         assert connection.execute(statement).rowcount >= 1
     findings, _ = audit(server, url)
     assert {finding.check for finding in findings} == checks, [finding.line() for finding in findings]
+
+
+def test_dead_letters_that_are_gone(planted: tuple[Server, str, Partition]) -> None:
+    server, url, partition = planted
+    assert server.client().xtrim(partition.keys.deadletters, maxlen=0, approximate=False) == 1
+    findings, _ = audit(server, url)
+    assert [(finding.check, finding.expected, finding.found) for finding in findings] == [("dead_letters", 1, 0)]
+
+
+def taken_ledger(server: Server, partition: Partition) -> list[bytes]:
+    """Take the whole ledger off the server."""
+    client = server.client()
+    batches: Any = client.xrange(partition.keys.ledger)
+    client.delete(partition.keys.ledger)
+    return [fields[b"batch"] for _, fields in batches]
+
+
+def put_ledger(server: Server, partition: Partition, batches: list[bytes]) -> None:
+    for number, data in enumerate(batches, 1):
+        server.client().xadd(partition.keys.ledger, {"batch": data}, id=f"{number}-0")
+
+
+def test_a_ledger_that_was_changed(planted: tuple[Server, str, Partition]) -> None:
+    server, url, partition = planted
+    batches = taken_ledger(server, partition)
+    batches[3] = batches[3][:-1] + bytes([batches[3][-1] ^ 1])
+    put_ledger(server, partition, batches)
+    findings, _ = audit(server, url)
+    assert [(finding.check, finding.batch) for finding in findings] == [("chain", 4)]
+
+
+def test_a_ledger_that_lost_its_end(planted: tuple[Server, str, Partition]) -> None:
+    server, url, partition = planted
+    put_ledger(server, partition, taken_ledger(server, partition)[:-1])
+    findings, _ = audit(server, url)
+    assert [(finding.check, finding.detail.split(",")[0]) for finding in findings] == [
+        ("chain", f"the ledger ends at batch {partition.link.batch - 1}")
+    ]
+
+
+def test_a_server_that_came_back_with_an_earlier_state(valkey: Server, book: str) -> None:
+    client = valkey.client()
+    partition = Partition(client)
+    partition.send(order(1, "m1"))
+    checkpoint: Any = client.hgetall(partition.keys.checkpoint)
+    partition.send(order(2, "m1"))
+    with connect(book) as connection:
+        ingest(connection, partition)
+    client.hset(partition.keys.checkpoint, mapping=checkpoint)
+    put_ledger(valkey, partition, taken_ledger(valkey, partition)[:-1])
+    findings, _ = audit(valkey, book)
+    assert [(finding.check, finding.expected, finding.found) for finding in findings] == [("chain", 3, 2)]
+
+
+def test_a_batch_that_is_missing(planted: tuple[Server, str, Partition]) -> None:
+    server, url, partition = planted
+    assert server.client().xdel(partition.keys.ledger, "4-0") == 1
+    findings, _ = audit(server, url)
+    assert [(finding.check, finding.batch) for finding in findings] == [("chain", 4)]
+
+
+def test_it_shares_no_code_with_what_it_checks() -> None:
+    folder = Path(accrual.audit.__file__).parent
+    imported = {
+        node.module
+        for file in folder.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module is not None
+    }
+    assert {name for name in imported if name.startswith("accrual.book")} == {
+        "accrual.book.database",
+        "accrual.book.texts",
+    }
 
 
 def test_a_ledger_that_comes_out_differently(valkey: Server, book: str) -> None:
@@ -228,6 +360,8 @@ def test_events_that_have_left_the_stream_are_said_not_to_be_checked(valkey: Ser
         ingest(connection, partition)
     findings, report = audit(valkey, book)
     assert findings == []
+    not_audited, _ = audit(valkey, book, complete=True)
+    assert [(finding.check, finding.detail) for finding in not_audited] == [("not_audited", report.notes[0])]
     assert report.notes == ["partition p: not decided again from batch 2 on: of its 1 events 0 are still there"]
 
 

@@ -83,12 +83,14 @@ def is_balanced(connection: Connection) -> bool:
     assert connection.execute("SELECT coalesce(sum(points), 0) FROM book.accounts").fetchone() == (0,)
     differing = connection.execute(
         """
-        SELECT member FROM book.balances b
-        WHERE (pending::numeric, available::numeric, held::numeric) IS DISTINCT FROM (
-            SELECT (coalesce(sum(points) FILTER (WHERE account = 'pending'), 0),
-                coalesce(sum(points) FILTER (WHERE account = 'available'), 0),
-                coalesce(sum(points) FILTER (WHERE account = 'held'), 0)) FROM book.legs l WHERE l.member = b.member
-        ) OR greatest(available, 0) <> (SELECT coalesce(sum(points), 0) FROM book.lots l WHERE l.member = b.member)
+        SELECT member FROM book.balances b CROSS JOIN LATERAL (
+            SELECT coalesce(sum(points) FILTER (WHERE account = 'pending'), 0) AS pending,
+                coalesce(sum(points) FILTER (WHERE account = 'available'), 0) AS available,
+                coalesce(sum(points) FILTER (WHERE account = 'held'), 0) AS held
+            FROM book.legs WHERE member = b.member
+        ) l
+        WHERE (b.pending, b.available, b.held) <> (l.pending, l.available, l.held)
+            OR greatest(b.available, 0) <> (SELECT coalesce(sum(points), 0) FROM book.lots WHERE member = b.member)
         """
     ).fetchall()
     assert differing == []
@@ -285,10 +287,14 @@ def test_a_release_after_a_confirmation_and_the_other_way_round(partition: Parti
 # ------------------------------------------------------------------------------------------------------------- races
 
 
-def test_twenty_racing_releases_are_one(partition: Partition, valkey: Server, book: str) -> None:
+@pytest.mark.parametrize("action", ["freeze", "hold"])
+def test_twenty_racing_releases_are_one(valkey: Server, book: str, action: str) -> None:
+    """Also where the book knows nothing of the member but the points, which a limit without a freeze has held."""
     with connect(book) as connection:
-        partition.send(freeze(), *(order(number) for number in range(1, 9)))
+        partition = Partition(valkey.client(), rulebook=BOOK_RULEBOOK.replace('"freeze"', f'"{action}"'))
+        partition.send(*(order(number, device="d1") for number in range(1, 9)))
         ingest(connection, partition)
+        assert (balance(connection, "m1"), state(connection) is None) == ((50, 0, 30), action == "hold")
         settle(connection, partition.rulebook, DAY)
 
         def work(connection: Connection, number: int) -> Verdict:
@@ -299,7 +305,7 @@ def test_twenty_racing_releases_are_one(partition: Partition, valkey: Server, bo
 
         results = race(book, 20, work)
         assert Counter(result.changed for result in results) == {True: 1, False: 19}
-        assert (balance(connection, "m1"), len(postings(connection, "release"))) == ((0, 80, 0), 8)
+        assert (balance(connection, "m1"), len(postings(connection, "release"))) == ((0, 80, 0), 3)
         # Also where the sender was somebody else's, nothing is left unsent.
         assert [(event.kind, event.member) for event in told(valkey.client())] == [("member_released", "m1")]
         assert send_outbox(connection, valkey.client()) == 0

@@ -13,3 +13,11 @@ UNION ALL
 SELECT p.name, e.seq, e.member, e.day::text, NULL, to_jsonb(e.event), 'a late entry that no deferred event explains'
 FROM book.entries e JOIN book.partitions p USING (partition_id) LEFT JOIN book.deferred d USING (partition_id, seq)
 WHERE e.late AND (d.event, d.member, d.cause) IS DISTINCT FROM (e.event, e.member, 'late')
+UNION ALL
+SELECT p.name, d.seq, d.member, d.day::text, NULL, to_jsonb(r.result), CASE r.result
+    WHEN 'duplicate' THEN 'was a duplicate, and no other event has its id' ELSE 'was left to a person, who was not told' END
+FROM book.resolutions r JOIN book.deferred d USING (partition_id, seq) JOIN book.partitions p USING (partition_id)
+WHERE r.result = 'duplicate' AND NOT EXISTS (
+        SELECT FROM book.identities i WHERE i.event = d.event AND (i.partition_id, i.seq) <> (d.partition_id, d.seq))
+    OR r.result = 'exception' AND NOT EXISTS (
+        SELECT FROM book.exceptions x WHERE (x.partition_id, x.seq) = (d.partition_id, d.seq))

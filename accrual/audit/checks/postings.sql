@@ -1,4 +1,5 @@
--- Every posting moves its points between accounts that its kind knows, spread over lots without a rest; all add up to zero.
+-- Every posting moves its points between accounts that its kind knows, by an action that does so, spread over lots without
+-- a rest; all add up to zero.
 SELECT p.name, o.seq, o.member, o.day::text, to_jsonb(o.points), to_jsonb(o.lots),
     'posting ' || o.number || ': its lots do not add up to its points'
 FROM (
@@ -19,3 +20,10 @@ WHERE (o.kind, o.from_account, o.to_account) NOT IN (
     ('refund', 'available', 'issuance'), ('clawback', 'pending', 'issuance'),
     ('clawback', 'available', 'issuance'), ('expire', 'available', 'expired'),
     ('adjust', 'issuance', 'available'), ('adjust', 'available', 'issuance'), ('redeem', 'available', 'redeemed'))
+UNION ALL
+SELECT NULL, NULL, o.member, o.day::text, NULL, to_jsonb(a.kind),
+    'posting ' || o.number || ': a ' || o.kind || ' that its action does not make'
+FROM book.postings o LEFT JOIN book.actions a USING (action)
+WHERE (o.kind, a.kind) NOT IN (('settle', 'settle'), ('settle', 'late'), ('release', 'release'), ('confirm', 'confirm'),
+    ('clawback', 'confirm'), ('refund', 'refund'), ('expire', 'expire'), ('adjust', 'adjust'), ('redeem', 'redeem'))
+    OR a.kind IS NULL

@@ -1,4 +1,4 @@
--- No more went back to issuance than an entry was granted, and from nobody else.
+-- No more went back to issuance than an entry was granted, from nobody else, and what a refund reversed is written down.
 SELECT p.name, o.seq, o.member, o.day::text, to_jsonb(coalesce(e.points, 0)), to_jsonb(o.points),
     'more went back to issuance than the entry was granted'
 FROM (
@@ -7,3 +7,10 @@ FROM (
 ) o LEFT JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (o.day, o.partition_id, o.seq, o.late)
 LEFT JOIN book.partitions p ON p.partition_id = o.partition_id
 WHERE o.points > coalesce(e.points, 0) OR e.member IS DISTINCT FROM o.member
+UNION ALL
+SELECT p.name, o.seq, o.member, o.day::text, NULL, to_jsonb(o.points),
+    'posting ' || o.number || ': a reversal that no refund explains'
+FROM book.postings o LEFT JOIN book.partitions p USING (partition_id)
+LEFT JOIN book.refunds r ON r.action = o.action AND r.seq = o.cause_seq
+    AND (r.order_partition_id, r.order_seq, r.order_late) = (o.partition_id, o.seq, o.late)
+WHERE o.kind = 'refund' AND r.action IS NULL
