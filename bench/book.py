@@ -21,6 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -109,10 +110,8 @@ class BookMeasured(msgspec.Struct, frozen=True):
 
 def measure_book(settings: BookSettings, tell: Callable[[str], None] = print) -> BookMeasured:
     """Fill a ledger and book it, over and over; ``tell`` hears what is going on."""
-    # That the ledger is not kept on disk is meant to be so here.
-    logging.getLogger("accrual.book").setLevel(logging.ERROR)
     yardsticks = [_yardstick()]
-    with workspace(settings.directory) as directory, server_in(directory) as server:
+    with _without_warnings(), workspace(settings.directory) as directory, server_in(directory) as server:
         tell(f"book: a ledger of {settings.events:,} events")
         firsts = range(0, settings.events, CHUNK_EVENTS)
         put(server, (settings.workload.events(first, CHUNK_EVENTS) for first in firsts))
@@ -129,6 +128,18 @@ def measure_book(settings: BookSettings, tell: Callable[[str], None] = print) ->
         yardstick_ms=Figure("yardstick", "ms", tuple(yardsticks)),
         file_system=file_system_of(Path(tempfile.gettempdir())),
     )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep the book from warning that the ledger is not kept on disk, which is meant to be so here."""
+    log = logging.getLogger("accrual.book")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _yardstick() -> float:
