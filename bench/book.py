@@ -21,7 +21,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -130,7 +129,7 @@ def measure_book(settings: BookSettings, tell: Callable[[str], None] = print) ->
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
     """Keep the book from warning that the ledger is not kept on disk, which is meant to be so here."""
     log = logging.getLogger("accrual.book")
