@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
+from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_json
 from accrual.cli.jobs import report
 from accrual.errors import UsageError
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -52,7 +48,7 @@ def _run(parsed: argparse.Namespace) -> int:
         _require(parsed, *(("by",) if chosen else ("member", "points", "reason", "by")))
     with book.open_book(settings.database) as connection:
         if parsed.list:
-            write_lines(_encode(adjustment) for adjustment in book.waiting_adjustments(connection))
+            write_json(book.waiting_adjustments(connection))
             return 0
         if parsed.approve:
             done = book.approve(connection, parsed.approve, by=parsed.by, dry_run=parsed.dry_run)

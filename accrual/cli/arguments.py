@@ -11,23 +11,29 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias
+
+import msgspec
 
 from accrual.settings import Setting, Settings, all_settings, load_settings
 
 __all__ = [
     "Commands",
+    "Run",
     "add_command",
     "add_settings",
     "log_to_stderr",
     "settings_of",
     "until_told_to_stop",
+    "write_json",
     "write_lines",
 ]
 
 # argparse hands out this type, but under no public name.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 Run: TypeAlias = Callable[[argparse.Namespace], int]
+
+_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add_command(commands: Commands, name: str, what: str, example: str, run: Run) -> argparse.ArgumentParser:
@@ -70,6 +76,11 @@ def write_lines(lines: Iterable[bytes]) -> int:
         written += 1
     sys.stdout.buffer.flush()
     return written
+
+
+def write_json(values: Iterable[Any]) -> int:
+    """Write a line of JSON with sorted keys for each of ``values``; return how many."""
+    return write_lines(map(_encode, values))
 
 
 def log_to_stderr(level: str) -> None:

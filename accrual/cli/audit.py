@@ -8,14 +8,20 @@ from pathlib import Path
 
 import msgspec
 
-from accrual.cli.arguments import Commands, add_command, add_settings, log_to_stderr, settings_of, write_lines
+from accrual.cli.arguments import (
+    Commands,
+    add_command,
+    add_settings,
+    log_to_stderr,
+    settings_of,
+    write_json,
+    write_lines,
+)
 from accrual.cli.days import add_day
 from accrual.errors import UsageError
 from accrual.rulebook import day_text, load
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -85,5 +91,5 @@ def _propose(parsed: argparse.Namespace) -> int:
     except msgspec.MsgspecError as error:
         raise UsageError(f"{parsed.propose}: is not the output of an audit: {error}") from None
     with open_book(settings.database) as connection:
-        write_lines(map(_encode, propose(connection, findings, by=parsed.by)))
+        write_json(propose(connection, findings, by=parsed.by))
     return 0

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
+from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_json
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -36,5 +32,5 @@ def _run(parsed: argparse.Namespace) -> int:
             "SELECT available, held, pending FROM book.balances WHERE member = %s", (stored(parsed.member),)
         ).fetchone()
     available, held, pending = row or (0, 0, 0)
-    write_lines([_encode({"available": available, "held": held, "member": parsed.member, "pending": pending})])
+    write_json([{"available": available, "held": held, "member": parsed.member, "pending": pending}])
     return 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
 from accrual.cli.arguments import (
     Commands,
     add_command,
@@ -13,13 +11,11 @@ from accrual.cli.arguments import (
     log_to_stderr,
     settings_of,
     until_told_to_stop,
-    write_lines,
+    write_json,
 )
 from accrual.rulebook import load
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -58,7 +54,7 @@ def _rebuild(parsed: argparse.Namespace) -> int:
 
     settings = settings_of(parsed, "database")
     with open_book(settings.database) as connection:
-        return 1 if write_lines(map(_encode, rebuild(connection, by=parsed.by, dry_run=parsed.dry_run))) else 0
+        return 1 if write_json(rebuild(connection, by=parsed.by, dry_run=parsed.dry_run)) else 0
 
 
 def _follow(parsed: argparse.Namespace) -> int:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
+from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_json
 from accrual.errors import UsageError
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -38,7 +34,7 @@ def _run(parsed: argparse.Namespace) -> int:
     settings = settings_of(parsed, "database")
     with open_book(settings.database) as connection:
         if parsed.close is None:
-            write_lines(map(_encode, exceptions(connection, closed_too=parsed.all)))
+            write_json(exceptions(connection, closed_too=parsed.all))
         elif parsed.by is None or parsed.reason is None:
             raise UsageError("--close: needs --by and --reason")
         else:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
+from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_json
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -31,5 +27,5 @@ def _run(parsed: argparse.Namespace) -> int:
 
     settings = settings_of(parsed, "database")
     with open_book(settings.database) as connection:
-        write_lines(map(_encode, held(connection, parsed.member)))
+        write_json(held(connection, parsed.member))
     return 0

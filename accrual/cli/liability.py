@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 from decimal import Decimal, InvalidOperation
 
-import msgspec
-
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
+from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_json, write_lines
 from accrual.cli.days import add_day
 from accrual.errors import UsageError
 from accrual.rulebook import load
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -56,6 +52,8 @@ def _run(parsed: argparse.Namespace) -> int:
         lines = liability(connection, rulebook, getattr(parsed, "from"), parsed.to, breakage=parsed.breakage)
     if parsed.format == "parquet":
         as_parquet(lines, parsed.output)
+    elif parsed.format == "csv":
+        write_lines(as_csv(lines))
     else:
-        write_lines(as_csv(lines) if parsed.format == "csv" else map(_encode, lines))
+        write_json(lines)
     return 0

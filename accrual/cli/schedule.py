@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
 from accrual.cli.arguments import (
     Commands,
     add_command,
@@ -13,13 +11,11 @@ from accrual.cli.arguments import (
     log_to_stderr,
     settings_of,
     until_told_to_stop,
-    write_lines,
+    write_json,
 )
 from accrual.rulebook import load
 
 __all__ = ["add"]
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add(commands: Commands) -> None:
@@ -43,7 +39,7 @@ def _run(parsed: argparse.Namespace) -> int:
     scheduler = Scheduler(settings, load(settings.rulebook))
     with until_told_to_stop() as stopping:
         if parsed.once:
-            write_lines(map(_encode, scheduler.run_once(stopping)))
+            write_json(scheduler.run_once(stopping))
         else:
             scheduler.run(stopping)
     return 0

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
+from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_json
 from accrual.cli.days import add_day
 from accrual.rulebook import day_text
 
 __all__ = ["add"]
 
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 KINDS = ("accrue", "late", "settle", "release", "confirm", "refund", "clawback", "expire", "adjust", "redeem")
 ACCOUNTS = ("pending", "available", "held", "issuance", "expired", "redeemed")
@@ -51,5 +48,5 @@ def _run(parsed: argparse.Namespace) -> int:
             last_day=last,
             limit=parsed.limit,
         )
-        write_lines(map(_encode, lines))
+        write_json(lines)
     return 0

@@ -6,10 +6,9 @@ import argparse
 import logging
 from typing import TYPE_CHECKING
 
-import msgspec
 import redis
 
-from accrual.cli.arguments import write_lines
+from accrual.cli.jobs import report
 from accrual.stream import StreamServer
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["add_verdict_flags", "send_and_report"]
 
 log = logging.getLogger("accrual.book")
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def add_verdict_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,4 +43,4 @@ def send_and_report(connection: Connection, server: StreamServer, verdict: Verdi
         except redis.RedisError as error:
             words = " ".join(str(error).split())
             log.warning("the fast path has not been told yet: %s; `accrual jobs` or `accrual slow` will tell it", words)
-    write_lines([_encode(msgspec.structs.asdict(verdict) | {"dry_run": dry_run})])
+    report(verdict, dry_run=dry_run)
