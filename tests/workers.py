@@ -129,14 +129,7 @@ def orders(first: int, last: int) -> Iterator[tuple[str, Fields]]:
 
 def stream_entries(client: redis.Redis, partition: str) -> list[StreamEntry]:
     """Return the events stream as it is, with fields in order and names that may repeat."""
-    plain = redis.Redis(connection_pool=client.connection_pool)
-    plain.set_response_callback("XRANGE", lambda reply, **_: reply)
-    entries = []
-    page: Any = plain.xrange(Keys(partition).events)
-    for stream_id, values in page:
-        ms, seq = stream_id.decode().split("-")
-        entries.append(StreamEntry(int(ms), int(seq), tuple(zip(values[::2], values[1::2], strict=True))))
-    return entries
+    return list(stream.entries_after(client, Keys(partition), stream.START, None))
 
 
 class Expected:

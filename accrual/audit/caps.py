@@ -6,7 +6,7 @@ passed. Entries are counted by partition and rulebook version, as the engines co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from psycopg import sql
@@ -60,9 +60,9 @@ def booked_days(connection: Connection, first: str | None, last: str | None) -> 
     return [day.isoformat() for (day,) in rows]
 
 
-def check_caps(connection: Connection, day: str) -> Iterator[Finding]:
-    """Yield where more was let through on ``day`` than a limit or ``max_per_day`` allows."""
-    for partition_id, partition, rulebook in rulebooks(connection):
+def check_caps(connection: Connection, day: str, recorded: Sequence[tuple[int, str, Rulebook]]) -> Iterator[Finding]:
+    """Yield where more was let through on ``day`` than a limit or ``max_per_day`` of ``recorded`` rulebooks allows."""
+    for partition_id, partition, rulebook in recorded:
         about = {"day": day, "partition_id": partition_id, "version": rulebook.version}
         for limit in rulebook.limits:
             if limit.window.duration_ms is None and limit.action in ("clamp", "reject"):
@@ -90,10 +90,10 @@ def _check_limit(connection: Connection, limit: Limit, partition: str, about: di
         )
 
 
-def check_once(connection: Connection) -> Iterator[Finding]:
-    """Yield where a member earned more than once what can be earned once."""
+def check_once(connection: Connection, recorded: Sequence[tuple[int, str, Rulebook]]) -> Iterator[Finding]:
+    """Yield where a member earned more than once what by ``recorded`` rulebooks can be earned once."""
     versions: dict[tuple[int, str, str], list[int]] = {}
-    for partition_id, partition, rulebook in rulebooks(connection):
+    for partition_id, partition, rulebook in recorded:
         for rule in rulebook.earning_rules:
             if rule.once:
                 versions.setdefault((partition_id, partition, rule.kind), []).append(rulebook.version)

@@ -21,14 +21,13 @@ from accrual.ledger import Chain, EntriesBatch, LedgerReader, RulebookRecord, de
 from accrual.ledger.columns import signed
 from accrual.outcomes import Entry, Position
 from accrual.rulebook import day_text, parse
-from accrual.stream import Keys, StreamId, stream_id_text
+from accrual.stream import Keys, StreamId, entries_after, stream_id_text
 
 __all__ = ["EventSource", "check_partition", "stream_source"]
 
 # Gives the stream entries after one ID and through another, of which there were so many: as many as can be had.
 EventSource: TypeAlias = Callable[[StreamId, StreamId, int], Sequence[StreamEntry]]
 
-PAGE_ENTRIES: Final = 4096
 # A batch whose bytes come out differently may have many entries that do; the first ones say what there is to say.
 SHOWN_DIFFERENCES: Final = 20
 
@@ -56,22 +55,9 @@ TAKEN: Final = "SELECT seq FROM book.exceptions WHERE kind = 'id_taken' AND part
 
 def stream_source(client: redis.Redis, keys: Keys, archive: EventSource | None = None) -> EventSource:
     """Return what reads events from the stream itself, and those that have left it from the ``archive``."""
-    plain = redis.Redis(connection_pool=client.connection_pool)
-    # Left to itself the client makes a mapping of the fields, and an entry may have one name twice.
-    plain.set_response_callback("XRANGE", lambda reply, **_: reply)
 
     def read(after: StreamId, through: StreamId, count: int) -> Sequence[StreamEntry]:
-        entries: list[StreamEntry] = []
-        start, end = f"({stream_id_text(after)}", stream_id_text(through)
-        while True:
-            page: Any = plain.xrange(keys.events, start, end, PAGE_ENTRIES)
-            for entry_id, values in page:
-                ms, seq = entry_id.split(b"-")
-                fields = tuple(zip(values[::2], values[1::2], strict=True))
-                entries.append(StreamEntry(int(ms), int(seq), fields))
-            if len(page) < PAGE_ENTRIES:
-                break
-            start = f"({page[-1][0].decode()}"
+        entries = list(entries_after(client, keys, after, through))
         if len(entries) < count and archive is not None:
             return archive(after, through, count)
         return entries

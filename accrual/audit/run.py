@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import psycopg
@@ -31,6 +31,10 @@ from accrual.settings import Settings
 from accrual.stream import Keys, StreamId, StreamServer, checkpoint_of
 
 __all__ = ["Audit", "AuditReport"]
+
+# A check yields findings over a connection; what comes of it is those, and notes of what could not be checked.
+Check: TypeAlias = Callable[..., Iterator[Finding]]
+Found: TypeAlias = tuple[list[Finding], list[str]]
 
 log = logging.getLogger("accrual.audit")
 
@@ -71,7 +75,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
                 raise BookError("the database has no book") from None
             processes = opened.enter_context(ProcessPoolExecutor(self.workers, get_context("spawn")))
             threads = opened.enter_context(ThreadPoolExecutor(self.workers))
-            futures = dict(self._submit(processes, threads, partitions, days, snapshot))
+            futures = dict(self._submit(processes, threads, partitions, days, snapshot, rulebooks(connection)))
             for future in as_completed(futures):
                 findings, notes = future.result()
                 if self.complete:
@@ -83,25 +87,33 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
                 yield from findings
 
     def _submit(
-        self, processes: Executor, threads: Executor, partitions: tuple[str, ...], days: list[str], snapshot: str
-    ) -> Iterator[tuple[Future[tuple[list[Finding], list[str]]], str]]:
+        self,
+        processes: Executor,
+        threads: Executor,
+        partitions: tuple[str, ...],
+        days: list[str],
+        snapshot: str,
+        recorded: list[tuple[int, str, Rulebook]],
+    ) -> Iterator[tuple[Future[Found], str]]:
+        def over(check: Check, *arguments: Any) -> Future[Found]:
+            return threads.submit(_over, self.settings.database, snapshot, check, *arguments)
+
         for name in partitions:
             yield processes.submit(_partition, self, name, snapshot), f"partition {name}"
-        for check in names_of_checks():
-            yield threads.submit(_sums, self.settings.database, snapshot, check), check
-        for name, work in (("refunds", check_refunds), ("once", check_once), ("lot_dates", self._lot_dates)):
-            yield threads.submit(_over, self.settings.database, snapshot, work), name
+        for name in names_of_checks():
+            yield over(check_sums, name), name
+        versions = self._by_version(recorded)
+        yield over(check_refunds), "refunds"
+        yield over(check_once, recorded), "once"
+        yield over(check_lot_dates, versions.values()), "lot_dates"
         for day in days:
-            yield threads.submit(_caps, self.settings.database, snapshot, day), f"caps {day}"
-            yield threads.submit(_late, self, snapshot, day), f"late {day}"
+            yield over(check_caps, day, recorded), f"caps {day}"
+            yield threads.submit(_late, self.settings.database, snapshot, day, versions), f"late {day}"
 
-    def _lot_dates(self, connection: Connection) -> Iterator[Finding]:
-        return check_lot_dates(connection, self.rulebooks(connection).values())
-
-    def rulebooks(self, connection: Connection) -> dict[int, Rulebook]:
+    def _by_version(self, recorded: list[tuple[int, str, Rulebook]]) -> dict[int, Rulebook]:
         """Return the recorded rulebooks by version, and the configured one, which jobs may use already."""
         configured = [load(self.settings.rulebook)] if self.settings.rulebook else []
-        known = [rulebook for _, _, rulebook in rulebooks(connection)]
+        known = [rulebook for _, _, rulebook in recorded]
         return {rulebook.version: rulebook for rulebook in configured + known}
 
     def secret_of(self, client: Redis, keys: Keys) -> Secret:
@@ -128,7 +140,7 @@ def _partitions(connection: Connection) -> tuple[str, ...]:
     return tuple(name for (name,) in connection.execute("SELECT name FROM book.partitions ORDER BY name"))
 
 
-def _partition(audit: Audit, name: str, snapshot: str) -> tuple[list[Finding], list[str]]:
+def _partition(audit: Audit, name: str, snapshot: str) -> Found:
     notes: list[str] = []
     keys = Keys(name)
     with (
@@ -153,22 +165,12 @@ def _dead_letters(client: Redis, keys: Keys) -> list[Finding]:
     return [Finding("dead_letters", detail, keys.partition, expected=before.dead_letters, found=found)]
 
 
-def _sums(database: str, snapshot: str, check: str) -> tuple[list[Finding], list[str]]:
+def _over(database: str, snapshot: str, check: Check, *arguments: Any) -> Found:
     with same_moment(database, snapshot) as connection:
-        return list(check_sums(connection, check)), []
+        return list(check(connection, *arguments)), []
 
 
-def _over(database: str, snapshot: str, work: Callable[[Any], Iterator[Finding]]) -> tuple[list[Finding], list[str]]:
-    with same_moment(database, snapshot) as connection:
-        return list(work(connection)), []
-
-
-def _late(audit: Audit, snapshot: str, day: str) -> tuple[list[Finding], list[str]]:
+def _late(database: str, snapshot: str, day: str, versions: Mapping[int, Rulebook]) -> Found:
     notes: list[str] = []
-    with same_moment(audit.settings.database, snapshot) as connection:
-        return list(check_late(connection, day, audit.rulebooks(connection), notes.append)), notes
-
-
-def _caps(database: str, snapshot: str, day: str) -> tuple[list[Finding], list[str]]:
     with same_moment(database, snapshot) as connection:
-        return list(check_caps(connection, day)), []
+        return list(check_late(connection, day, versions, notes.append)), notes

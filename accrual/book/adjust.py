@@ -25,8 +25,7 @@ COLUMNS: Final = "adjustment, member, points, reason, note, asked_by, approved_b
 MOVE: Final = """
     SELECT 0, %(member)s, 'adjust', CASE WHEN %(points)s > 0 THEN 'issuance' ELSE 'available' END,
         CASE WHEN %(points)s > 0 THEN 'available' ELSE 'issuance' END, abs(%(points)s), %(day)s::date,
-        (%(day)s::date + make_interval(months => %(months)s))::date, false, NULL::smallint, NULL::bigint, NULL::boolean,
-        NULL::bigint
+        (%(day)s::date + make_interval(months => %(months)s))::date, false
 """
 
 

@@ -6,20 +6,25 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, LiteralString, TypeAlias
 
 import msgspec
 import psycopg
 
 from accrual.book.database import Connection, retried
 
-__all__ = ["CHUNK_MEMBERS", "Done", "Key", "in_chunks", "is_stopped"]
+__all__ = ["CHUNK_MEMBERS", "Done", "Key", "find_members", "in_chunks", "in_chunks_of_members", "is_stopped"]
 
 CHUNK_MEMBERS: Final = 5000
 REPORT_S: Final = 5.0
 
 Key: TypeAlias = tuple[Any, ...]
+
+# The members of a job, found in one pass: what a chunk costs must not grow with how many there are, whatever the
+# database knows of its tables.
+CREATE_FOUND: Final = 'CREATE TEMP TABLE IF NOT EXISTS found_members (member text COLLATE "C" PRIMARY KEY)'
+CHOOSE_FOUND: Final = "SELECT member FROM found_members WHERE member > %s ORDER BY member LIMIT %s"
 
 log = logging.getLogger("accrual.book")
 
@@ -66,6 +71,38 @@ def in_chunks(
             reported_s = time.monotonic()
             log.info("%s: %d members, %d postings, %d points", job, total.members, total.postings, total.points)
     return total
+
+
+def find_members(connection: Connection, query: LiteralString, parameters: Mapping[str, object]) -> int:
+    """Find the members that ``query`` selects, each once, for ``in_chunks_of_members``; return how many there are."""
+
+    def find() -> int:
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute(CREATE_FOUND)
+            cursor.execute("TRUNCATE found_members")
+            return cursor.execute(f"INSERT INTO found_members {query}", parameters).rowcount
+
+    return retried(find)
+
+
+def in_chunks_of_members(
+    connection: Connection,
+    job: str,
+    work: Callable[[psycopg.Cursor[Any], Sequence[str]], Done],
+    *,
+    dry_run: bool = False,
+    stopping: threading.Event | None = None,
+) -> Done:
+    """Do ``work`` for the members that were found, in their order, as ``in_chunks`` does."""
+
+    def choose(cursor: psycopg.Cursor[Any], after: Key) -> list[Key]:
+        cursor.execute(CHOOSE_FOUND, (after[0], CHUNK_MEMBERS))
+        return cursor.fetchall()
+
+    def of_members(cursor: psycopg.Cursor[Any], keys: Sequence[Key]) -> Done:
+        return work(cursor, [member for (member,) in keys])
+
+    return in_chunks(connection, job, choose, of_members, ("",), dry_run=dry_run, stopping=stopping)
 
 
 def is_stopped(stopping: threading.Event | None) -> bool:

@@ -96,7 +96,8 @@ def release(
             settled = [day_text(day) for day in days if is_settled(cursor, day)]
             details = {"member": name, "immune_until_ms": immune_until_ms}
             action = act(cursor, "release", by=stored(by), reason=reason, note=stored(note), details=details)
-            postings = plan(cursor, RELEASED, {"member": name, "settled": settled, "months": expiry_months(cursor)})
+            about = {"member": name, "settled": settled, "months": expiry_months(cursor)}
+            postings = plan(cursor, RELEASED, about, of_entries=True)
             points = post(cursor, action)
             immunity = {} if immune_until_ms is None else {"immune_until": immune_until_ms}
             event = _tell(cursor, "member_released", member, partition_id, action, immunity)
@@ -134,7 +135,7 @@ def confirm(
     def work() -> Verdict:
         with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
             state, partition_id = _locked(cursor, member, partition)
-            postings = plan(cursor, CONFIRMED, {"member": name, "first": first, "last": last})
+            postings = plan(cursor, CONFIRMED, {"member": name, "first": first, "last": last}, of_entries=True)
             if not postings and state == "blocked":
                 return Verdict(member, state)
             details = {"member": name, "claw_back": [first, last] if claw_back else None}

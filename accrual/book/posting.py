@@ -21,17 +21,15 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg.types.json import Jsonb
 
-__all__ = ["MOVE_COLUMNS", "act", "is_settled", "lock_members", "plan", "post"]
+__all__ = ["ENTRY_COLUMNS", "MOVE_COLUMNS", "act", "is_settled", "lock_members", "plan", "post"]
 
 Cursor = psycopg.Cursor[Any]
 
 # Namespaces of advisory locks.
 DAY_LOCK: Final = 0x626F_6F6B  # "book"
 
-MOVE_COLUMNS: Final = (
-    "turn, member, kind, from_account, to_account, points, day, lot_expires_on, own_lot_first, "
-    "partition_id, seq, late, cause_seq"
-)
+MOVE_COLUMNS: Final = "turn, member, kind, from_account, to_account, points, day, lot_expires_on, own_lot_first"
+ENTRY_COLUMNS: Final = "partition_id, seq, late, cause_seq"
 
 # Moves of one member have different turns, since each of them changes the lots that the next one meets.
 CREATE_MOVES: Final = """
@@ -158,11 +156,15 @@ def lock_members(cursor: Cursor, members: Sequence[str]) -> None:
     cursor.execute("SELECT 1 FROM book.balances WHERE member = ANY(%s) ORDER BY member FOR UPDATE", (chosen,))
 
 
-def plan(cursor: Cursor, query: LiteralString, parameters: Mapping[str, object]) -> int:
-    """Plan the moves that ``query`` selects (``MOVE_COLUMNS``) of locked members, and return how many there are."""
+def plan(cursor: Cursor, query: LiteralString, parameters: Mapping[str, object], *, of_entries: bool = False) -> int:
+    """Plan the moves that ``query`` selects (``MOVE_COLUMNS``) of locked members, and return how many there are.
+
+    With ``of_entries`` it also selects which entry each of them is of, and why (``ENTRY_COLUMNS``).
+    """
+    columns = f"{MOVE_COLUMNS}, {ENTRY_COLUMNS}" if of_entries else MOVE_COLUMNS
     cursor.execute(CREATE_MOVES)
     cursor.execute("DELETE FROM moves")
-    cursor.execute(f"INSERT INTO moves ({MOVE_COLUMNS}) {query}", parameters)
+    cursor.execute(f"INSERT INTO moves ({columns}) {query}", parameters)
     return cursor.rowcount
 
 

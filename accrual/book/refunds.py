@@ -216,5 +216,5 @@ def _reverse(cursor: psycopg.Cursor[Any], accepted: Sequence[Accepted], action: 
         "lates": [item.order.late for item in moving],
         "causes": [item.refund.seq for item in moving],
     }
-    postings = plan(cursor, REVERSALS, parameters)
+    postings = plan(cursor, REVERSALS, parameters, of_entries=True)
     return Done(len({item.order.member for item in moving}), postings, post(cursor, action))

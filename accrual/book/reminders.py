@@ -7,7 +7,6 @@ for each.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,8 @@ from typing import Any, Final
 import msgspec
 import psycopg
 
-from accrual.book.chunks import CHUNK_MEMBERS, Done, Key, in_chunks
-from accrual.book.database import Connection, retried
+from accrual.book.chunks import Done, find_members, in_chunks_of_members
+from accrual.book.database import Connection
 from accrual.book.outbox import NOTIFICATIONS
 from accrual.book.posting import act, lock_members
 from accrual.book.texts import shown
@@ -39,10 +38,7 @@ DUE: Final = """
         )
 """
 
-# Found in one pass, since lots are in the order of their dates and a member is to get one message.
-CREATE_MEMBERS: Final = 'CREATE TEMP TABLE IF NOT EXISTS reminded_members (member text COLLATE "C" PRIMARY KEY)'
-FIND_MEMBERS: Final = f"INSERT INTO reminded_members SELECT DISTINCT member FROM ({DUE}) due"  # noqa: S608 - nothing but texts of this file
-CHOOSE: Final = "SELECT member FROM reminded_members WHERE member > %s ORDER BY member LIMIT %s"
+FIND: Final = f"SELECT DISTINCT member FROM ({DUE}) due"  # noqa: S608 - nothing but texts of this file
 
 # With the members locked, nobody else reminds them of the same lots.
 #
@@ -85,31 +81,18 @@ def remind(
     if not days_ahead or not somewhere:
         return Done()
     parameters = {"day": day_text(day), "days_ahead": days_ahead, "farthest": days_ahead[-1]}
-    if not retried(functools.partial(_find_members, connection, parameters)):
+    if not find_members(connection, FIND, parameters):
         return Done()
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         details = {"day": day_text(day), "rulebook": rulebook.version}
         action = act(cursor, "remind", by=by, details=details)
 
-    def choose(cursor: psycopg.Cursor[Any], after: Key) -> list[Key]:
-        cursor.execute(CHOOSE, (after[0], CHUNK_MEMBERS))
-        return cursor.fetchall()
-
-    def work(cursor: psycopg.Cursor[Any], keys: Sequence[Key]) -> Done:
-        members = [member for (member,) in keys]
+    def work(cursor: psycopg.Cursor[Any], members: Sequence[str]) -> Done:
         lock_members(cursor, members)
-        cursor.execute(REMIND, parameters | {"members": members, "action": action})
+        cursor.execute(REMIND, parameters | {"members": list(members), "action": action})
         return _write(cursor, cursor.fetchall(), day_text(day), action)
 
-    return in_chunks(connection, f"remind {day_text(day)}", choose, work, ("",), dry_run=dry_run, stopping=stopping)
-
-
-def _find_members(connection: Connection, parameters: dict[str, object]) -> int:
-    """Find the members to be reminded and return how many there are."""
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(CREATE_MEMBERS)
-        cursor.execute("TRUNCATE reminded_members")
-        return cursor.execute(FIND_MEMBERS, parameters).rowcount
+    return in_chunks_of_members(connection, f"remind {day_text(day)}", work, dry_run=dry_run, stopping=stopping)
 
 
 def _write(cursor: psycopg.Cursor[Any], lots: Iterable[tuple[Any, ...]], day: str, action: int) -> Done:

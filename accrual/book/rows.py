@@ -14,6 +14,7 @@ from accrual.book import copying
 from accrual.book.copying import Column
 from accrual.book.members import ControlEvent
 from accrual.book.texts import stored
+from accrual.events import ORDER_KIND
 from accrual.ledger import EntriesBatch, Link, RulebookRecord
 from accrual.outcomes import CAUSES, OUTCOMES
 
@@ -27,7 +28,6 @@ __all__ = [
     "group_of",
 ]
 
-ORDER_KIND: Final = "order_paid"
 HELD, DEFERRED = (OUTCOMES.index(name) for name in ("held", "deferred"))
 MASKED: Final = ("device", "ip", "phone")
 TEXT_TYPE: Final = 25

@@ -16,7 +16,7 @@ from accrual.book.database import open_book
 from accrual.book.follow import Follower, follow
 from accrual.errors import BookError
 from accrual.settings import Settings
-from accrual.stream import Keys, StreamServer
+from accrual.stream import StreamServer, partition_names
 
 __all__ = ["BookService", "run_again"]
 
@@ -35,7 +35,7 @@ class BookService:
     def __init__(self, settings: Settings, *, drain: bool) -> None:
         self._settings = settings
         self._drain = drain
-        self._partitions = [Keys(name.strip()).partition for name in settings.partition.split(",")]
+        self._partitions = partition_names(settings.partition)
 
     def run(self, stopping: threading.Event) -> None:
         """Run until ``stopping`` is set, or until all is drained."""

@@ -8,24 +8,20 @@ from typing import Any, Final
 
 import psycopg
 
-from accrual.book.chunks import CHUNK_MEMBERS, Done, Key, in_chunks, is_stopped
+from accrual.book.chunks import Done, find_members, in_chunks_of_members, is_stopped
 from accrual.book.database import Connection
 from accrual.book.posting import act, begin_settlement, lock_members, plan, post
 from accrual.rulebook import Rulebook, day_text
 
 __all__ = ["settle"]
 
-# Found in one pass, so that what a chunk costs does not grow with the day, whatever the database knows of its tables.
-CREATE_MEMBERS: Final = 'CREATE TEMP TABLE IF NOT EXISTS settled_members (member text COLLATE "C" PRIMARY KEY)'
 FIND_ALL: Final = """
-    INSERT INTO settled_members
     SELECT DISTINCT e.member FROM book.entries e JOIN book.balances b ON b.member = e.member AND b.pending > 0
     WHERE e.day = %(day)s AND e.outcome IN ('granted', 'held') AND e.points > 0
 """
 
 # Those who got entries of the day after it was settled: a few, which are found without looking at all the others again.
 FIND_STRAGGLERS: Final = """
-    INSERT INTO settled_members
     SELECT DISTINCT e.member
     FROM book.partitions p CROSS JOIN LATERAL (
         SELECT member FROM book.entries
@@ -34,12 +30,9 @@ FIND_STRAGGLERS: Final = """
     ) e
 """
 
-CHOOSE: Final = "SELECT member FROM settled_members WHERE member > %s ORDER BY member LIMIT %s"
-
 PENDING: Final = """
     SELECT 0, member, 'settle', 'pending', 'available', sum(points), %(day)s::date,
-        (%(day)s::date + make_interval(months => %(months)s))::date, false, NULL::smallint, NULL::bigint, NULL::boolean,
-        NULL::bigint
+        (%(day)s::date + make_interval(months => %(months)s))::date, false
     FROM (
         SELECT member, points FROM book.entries
         WHERE day = %(day)s AND outcome = 'granted' AND member = ANY(%(members)s)
@@ -71,19 +64,12 @@ def settle(
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         action = act(cursor, "settle", by=by, details={"day": text, "rulebook": rulebook.version})
         begin_settlement(cursor, day, action)
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(CREATE_MEMBERS)
-        cursor.execute("TRUNCATE settled_members")
-        cursor.execute(FIND_ALL if since is None else FIND_STRAGGLERS, {"day": text, "since": since})
+    find_members(connection, FIND_ALL if since is None else FIND_STRAGGLERS, {"day": text, "since": since})
 
-    def choose(cursor: psycopg.Cursor[Any], after: Key) -> list[Key]:
-        cursor.execute(CHOOSE, (after[0], CHUNK_MEMBERS))
-        return cursor.fetchall()
+    def work(cursor: psycopg.Cursor[Any], members: Sequence[str]) -> Done:
+        return settle_members(cursor, rulebook, day, members, action)
 
-    def work(cursor: psycopg.Cursor[Any], keys: Sequence[Key]) -> Done:
-        return settle_members(cursor, rulebook, day, [member for (member,) in keys], action)
-
-    done = in_chunks(connection, f"settle {text}", choose, work, ("",), dry_run=dry_run, stopping=stopping)
+    done = in_chunks_of_members(connection, f"settle {text}", work, dry_run=dry_run, stopping=stopping)
     if not dry_run and not is_stopped(stopping):
         connection.execute("UPDATE book.settled_days SET finished = true WHERE day = %s AND NOT finished", (text,))
     return done

@@ -9,6 +9,8 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
+from accrual.events import ORDER_KIND
+
 __all__ = [
     "Deferred",
     "claim",
@@ -23,7 +25,6 @@ __all__ = [
 # Deferred events are dealt with in the order in which they came, by one transaction at a time.
 TURN_LOCK: Final = 0x736C_6F77  # "slow"
 
-ORDER_KIND: Final = "order_paid"
 
 COLUMNS: Final[LiteralString] = """
     d.partition_id, d.seq, d.day - date '1970-01-01', d.event, d.kind, d.member, d.order_id, d.amount_fen,

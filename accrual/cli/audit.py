@@ -20,6 +20,7 @@ from accrual.cli.arguments import (
 from accrual.cli.days import add_day
 from accrual.errors import UsageError
 from accrual.rulebook import day_text, load
+from accrual.stream import partition_names
 
 __all__ = ["add"]
 
@@ -63,7 +64,7 @@ def _run(parsed: argparse.Namespace) -> int:
     first, last = (None if day is None else day_text(day) for day in (getattr(parsed, "from"), parsed.to))
     audit = Audit(
         settings=settings,
-        partitions=tuple(filter(None, settings.partition.split(","))),
+        partitions=tuple(partition_names(settings.partition)) if settings.partition else (),
         first_day=first,
         last_day=last,
         workers=max(1, parsed.workers),

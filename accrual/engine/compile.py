@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS
+from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS, ORDER_KIND
 from accrual.rulebook import Campaign, EarningRule, Limit, Rulebook
 from accrual.rulebook.bounds import base_scale
 
@@ -150,7 +150,7 @@ def _counter_bytes(limit: Limit) -> int:
 def describe(rulebook: Rulebook, layouts: Layouts) -> dict[str, Any]:
     """Return the rulebook as plain numbers, lists and masks; bit ``i`` of a campaign mask is the i-th campaign."""
     campaigns = rulebook.campaigns
-    priced = rulebook.earning_rule("order_paid")
+    priced = rulebook.earning_rule(ORDER_KIND)
     scale = base_scale(priced) if priced else 1
     per_yuan = priced if priced and priced.points_per_yuan is not None else None
 

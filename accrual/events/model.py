@@ -16,6 +16,7 @@ __all__ = [
     "LIMIT_KEYS",
     "MAXIMUM_AMOUNT_FEN",
     "MAXIMUM_TIME_MS",
+    "ORDER_KIND",
     "REFUND_KIND",
     "Event",
     "is_absent",
@@ -30,11 +31,12 @@ MAXIMUM_TAGS: Final = 8
 IDENTITY_BYTES: Final = 64
 NAME_BYTES: Final = 32
 
+ORDER_KIND: Final = "order_paid"
 REFUND_KIND: Final = "order_refunded"
 # In the order in which the ledger numbers them (docs/LEDGER.md).
 BUILT_IN_KINDS: Final = (REFUND_KIND, "member_updated", "member_frozen", "member_released", "member_blocked")
 CONTROL_KINDS: Final = frozenset(BUILT_IN_KINDS) - {REFUND_KIND}
-KINDS_WITH_AMOUNT: Final = frozenset({"order_paid", REFUND_KIND})
+KINDS_WITH_AMOUNT: Final = frozenset({ORDER_KIND, REFUND_KIND})
 
 LIMIT_KEYS: Final = ("member", "device", "ip", "phone")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from accrual.errors import RulebookError
-from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS
+from accrual.events import BUILT_IN_KINDS, LIMIT_KEYS, ORDER_KIND
 from accrual.events.model import IDENTITY_BYTES, NAME_BYTES
 from accrual.rulebook.bounds import MAXIMUM_POINTS, overflow_findings
 from accrual.rulebook.calendar import day_number, is_zone
@@ -20,7 +20,6 @@ from accrual.rulebook.model import Campaign, EarningRule, Limit, Rulebook, Windo
 
 __all__ = ["load", "parse"]
 
-PRICED_KIND: Final = "order_paid"
 STACKINGS: Final = ("multiply", "add", "max")
 MEASURES: Final = ("events", "members", "points")
 ACTIONS: Final = ("reject", "hold", "freeze", "clamp")
@@ -181,8 +180,8 @@ def _earning_rule(table: Table) -> EarningRule | None:
     per_yuan = table.has("points_per_yuan")
     if per_yuan == table.has("points"):
         table.fault("points", "exactly one of points and points_per_yuan must be given")
-    if per_yuan and kind not in (None, PRICED_KIND):
-        table.fault("points_per_yuan", f"only {PRICED_KIND} may be priced per yuan")
+    if per_yuan and kind not in (None, ORDER_KIND):
+        table.fault("points_per_yuan", f"only {ORDER_KIND} may be priced per yuan")
     if not per_yuan:
         for key in ("category_rates", "min_amount_fen"):
             if table.has(key):
@@ -209,7 +208,7 @@ def _campaign(table: Table) -> Campaign | None:
     values = {
         "id": table.take("id", _name(IDENTITY_BYTES), required=True),
         "multiplier": table.take("multiplier", _multiplier, required=True),
-        "kinds": table.take("kinds", _list_of(_name(NAME_BYTES)), (PRICED_KIND,)),
+        "kinds": table.take("kinds", _list_of(_name(NAME_BYTES)), (ORDER_KIND,)),
         "days_of_month": table.take("days_of_month", _set_of(_integer(1, 31))),
         "weekdays": table.take("weekdays", _set_of(_weekday)),
         "from_day": table.take("from", _date),

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from accrual.errors import RulebookError
+from accrual.events import ORDER_KIND
 from accrual.rulebook.calendar import Calendar, day_of_month, day_of_week
 
 __all__ = ["Campaign", "EarningRule", "Limit", "Rulebook", "Window", "combined_multiplier"]
@@ -46,7 +47,7 @@ class Campaign(msgspec.Struct, frozen=True):
 
     id: str
     multiplier: Fraction
-    kinds: tuple[str, ...] = ("order_paid",)
+    kinds: tuple[str, ...] = (ORDER_KIND,)
     days_of_month: frozenset[int] | None = None
     weekdays: frozenset[int] | None = None
     from_day: int | None = None

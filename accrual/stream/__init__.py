@@ -36,7 +36,7 @@ from accrual.stream.checkpoint import (
 from accrual.stream.commit import Answer, Commit, lost_to
 from accrual.stream.connections import CommandConnection, ReadConnection, Refused
 from accrual.stream.deadletters import StoredLetter, last_letter, read_letters, redrive
-from accrual.stream.keys import Keys
+from accrual.stream.keys import Keys, partition_names
 from accrual.stream.messages import Message, send_messages, sent_position, stream_time_ms
 from accrual.stream.ownership import Heartbeat, Held, Owned, Ownership
 from accrual.stream.replies import PlainReplyReader, Reader, open_reader
@@ -81,6 +81,7 @@ __all__ = [
     "offer",
     "open_reader",
     "parse_stream_id",
+    "partition_names",
     "pending_text",
     "read_letters",
     "redrive",

@@ -17,6 +17,7 @@ from accrual.events import StreamEntry
 from accrual.stream.checkpoint import NO_DIGEST, START, StreamId, parse_stream_id, stream_id_text
 from accrual.stream.keys import Keys
 from accrual.stream.scripts import ARCHIVE, ARCHIVED, TRIM
+from accrual.stream.server import with_fields_in_order
 
 __all__ = ["Archived", "Trimmed", "archive_standing", "entries_after", "note_segment", "trim_events"]
 
@@ -75,9 +76,7 @@ def note_segment(client: redis.Redis, keys: Keys, before: Archived, after: Archi
 
 def entries_after(client: redis.Redis, keys: Keys, after: StreamId, through: StreamId | None) -> Iterator[StreamEntry]:
     """Yield the entries of the events stream behind ``after``, up to ``through`` or to its end, in small pages."""
-    # Left to itself the client makes a mapping of the fields, and an entry may have one name twice.
-    plain = redis.Redis(connection_pool=client.connection_pool)
-    plain.set_response_callback("XRANGE", lambda reply, **_: reply)
+    plain = with_fields_in_order(client)
     last = "+" if through is None else stream_id_text(through)
     entries = FIRST_PAGE_ENTRIES
     while True:

@@ -18,6 +18,7 @@ from accrual.outcomes import DeadLetter, Position, RejectedItem
 from accrual.stream.checkpoint import parse_stream_id
 from accrual.stream.keys import Keys
 from accrual.stream.scripts import REDRIVE
+from accrual.stream.server import with_fields_in_order
 
 __all__ = ["StoredLetter", "last_letter", "letter_fields", "read_letters", "redrive"]
 
@@ -90,9 +91,7 @@ def last_letter(client: redis.Redis, keys: Keys) -> int:
 
 def read_letters(client: redis.Redis, keys: Keys, last: int, reason: str | None = None) -> Iterator[StoredLetter]:
     """Yield the dead letters up to number ``last``, oldest first; only those of ``reason`` where one is given."""
-    # Left to itself the client makes a mapping of the fields, and an original may have one name twice.
-    plain = redis.Redis(connection_pool=client.connection_pool)
-    plain.set_response_callback("XRANGE", lambda reply, **_: reply)
+    plain = with_fields_in_order(client)
     first = 1
     while first <= last:
         page: Any = plain.xrange(keys.deadletters, f"{first}-0", f"{last}-0", PAGE_ENTRIES)

@@ -7,7 +7,7 @@ from typing import Final
 
 from accrual.errors import UsageError
 
-__all__ = ["Keys"]
+__all__ = ["Keys", "partition_names"]
 
 PARTITION_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -70,3 +70,8 @@ class Keys:
 
     def _key(self, name: str) -> str:
         return f"accrual:{{{self.partition}}}:{name}"
+
+
+def partition_names(text: str) -> list[str]:
+    """Return the partitions that ``text`` names, with commas between; ``UsageError`` for one that is no name."""
+    return [Keys(name.strip()).partition for name in text.split(",")]

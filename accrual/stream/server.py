@@ -31,7 +31,7 @@ from redis.retry import Retry
 from accrual.errors import UsageError
 from accrual.stream.connections import DataConnection
 
-__all__ = ["StreamServer", "without_password"]
+__all__ = ["StreamServer", "with_fields_in_order", "without_password"]
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 10.0
@@ -150,6 +150,16 @@ class _Sentinel:
 
     def _async_sentinel(self) -> Any:
         return redis.asyncio.sentinel.Sentinel(self.nodes, sentinel_kwargs=self.own | _async_options())
+
+
+def with_fields_in_order(client: redis.Redis) -> redis.Redis:
+    """Return a client over the same connections whose ``xrange`` gives an entry's names and values as one flat list.
+
+    Left to itself the client makes a mapping of them, and an entry may have one name twice.
+    """
+    plain = redis.Redis(connection_pool=client.connection_pool)
+    plain.set_response_callback("XRANGE", lambda reply, **_: reply)
+    return plain
 
 
 def without_password(url: str) -> str:

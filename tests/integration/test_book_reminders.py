@@ -153,7 +153,7 @@ def test_a_dry_run_changes_nothing(valkey: Server, book: str) -> None:
 
 
 def test_racing_runs_write_each_message_once(valkey: Server, book: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("accrual.book.reminders.CHUNK_MEMBERS", 7)
+    monkeypatch.setattr("accrual.book.chunks.CHUNK_MEMBERS", 7)
     members = sorted(f"m{number}" for number in range(50))
     with connect(book) as connection:
         settled(valkey, connection, *(order(number, member) for number, member in enumerate(members)))
