@@ -20,7 +20,18 @@ from accrual.stream import Checkpoint, Keys
 from accrual.stream.deadletters import letter_fields
 from workers import SECRET, command
 
-__all__ = ["BOOK_RULEBOOK", "DAY_MS", "MORNING_MS", "Partition", "at", "balance", "facts", "ingest", "run_json"]
+__all__ = [
+    "BOOK_RULEBOOK",
+    "DAY_MS",
+    "MORNING_MS",
+    "Partition",
+    "at",
+    "balance",
+    "facts",
+    "ingest",
+    "order",
+    "run_json",
+]
 
 DAY_MS: Final = 86_400_000
 # 2026-11-10, 08:00 in Shanghai: the beginning of a UTC day, and no member day.
@@ -75,6 +86,18 @@ action = "freeze"
 def at(day: int = 0, minutes: int = 0) -> int:
     """Return a time in ms: ``minutes`` after 08:00 of the ``day``-th day from 2026-11-10, in Shanghai."""
     return MORNING_MS + day * DAY_MS + minutes * 60_000
+
+
+def order(number: int, member: str = "m1", amount: int = 1000, day: int = 0, **fields: Any) -> dict[str, Any]:
+    """Return order ``o<number>``, event ``e<number>``: so many minutes after 08:00 of the ``day``-th day."""
+    return {
+        "id": f"e{number}",
+        "kind": "order_paid",
+        "member": member,
+        "ts": at(day, number),
+        "amount": amount,
+        "order": f"o{number}",
+    } | fields
 
 
 class Partition:

@@ -28,16 +28,11 @@ from accrual.book import (
 from accrual.events import encode_compact, validate
 from accrual.rulebook import day_number
 from accrual.settings import Settings
-from books import BOOK_RULEBOOK, Partition, at, ingest
+from books import BOOK_RULEBOOK, Partition, at, ingest, order
 from servers import Server
 from workers import SECRET, command
 
 DAY = day_number(date(2026, 11, 10))
-
-
-def order(number: int, member: str, amount: int = 1000, **fields: Any) -> dict[str, Any]:
-    event = {"id": f"e{number}", "kind": "order_paid", "member": member, "ts": at(minutes=number), "amount": amount}
-    return event | {"order": f"o{number}"} | fields
 
 
 def refund(number: int, of: int, member: str, amount: int) -> dict[str, Any]:

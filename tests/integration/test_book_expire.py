@@ -13,24 +13,13 @@ import pytest
 from accrual.book import Connection, Done, adjust, connect, expire, settle
 from accrual.book.posting import act, lock_members, plan, post
 from accrual.rulebook import day_number
-from books import BOOK_RULEBOOK, Partition, at, balance, facts, ingest, run_json
+from books import BOOK_RULEBOOK, Partition, balance, facts, ingest, order, run_json
 from servers import Server
 
 # The package has a function of that name in its place.
 EXPIRE = importlib.import_module("accrual.book.expire")
 DAY = day_number(date(2026, 11, 10))
 EXPIRY = day_number(date(2027, 11, 10))
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, day: int = 0, **fields: object) -> dict[str, object]:
-    return {
-        "id": f"e{number}",
-        "kind": "order_paid",
-        "member": member,
-        "ts": at(day, number),
-        "amount": amount,
-        "order": f"o{number}",
-    } | fields
 
 
 def use(connection: Connection, member: str, points: int) -> None:

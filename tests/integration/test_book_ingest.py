@@ -12,7 +12,7 @@ from accrual.book import connect, settle
 from accrual.book.follow import Follower, follow
 from accrual.errors import BookError
 from accrual.rulebook import day_number
-from books import Partition, at, balance, facts, ingest
+from books import Partition, balance, facts, ingest, order
 from servers import Server
 
 FACTS = {
@@ -25,17 +25,6 @@ FACTS = {
     "postings": "points",
 }
 DAY = day_number(date(2026, 11, 10))
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, **fields: object) -> dict[str, object]:
-    fields = {
-        "id": f"e{number}",
-        "kind": "order_paid",
-        "member": member,
-        "ts": at(minutes=number),
-        "amount": amount,
-    } | fields
-    return fields | {"order": fields.get("order", f"o{number}")}
 
 
 def test_entries_become_pending_and_held_points(valkey: Server, book: str) -> None:

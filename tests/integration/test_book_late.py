@@ -22,7 +22,7 @@ from accrual.engine import Entry, ReferenceEngine
 from accrual.errors import RulebookError
 from accrual.events import validate
 from accrual.rulebook import day_number, parse
-from books import BOOK_RULEBOOK, Partition, at, balance, facts, ingest, run_json
+from books import BOOK_RULEBOOK, Partition, at, balance, facts, ingest, order, run_json
 from servers import Server
 from workers import ROOT, SECRET, command, wait_until
 
@@ -30,17 +30,6 @@ DAY = day_number(date(2026, 11, 10))
 WAIT_HOURS = 168
 
 Event = dict[str, Any]
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, **fields: Any) -> Event:
-    return {
-        "id": f"e{number}",
-        "kind": "order_paid",
-        "member": member,
-        "ts": at(minutes=number),
-        "amount": amount,
-        "order": f"o{number}",
-    } | fields
 
 
 def checkin(number: int, member: str = "m1", **fields: Any) -> Event:
@@ -442,7 +431,7 @@ def history() -> list[Event]:
     events = []
     for number in range(60):
         member, day = f"m{number * 7 % 5}", number % 3
-        fields = {"ts": at(day, number), "device": "d1" if number % 2 else ""}
+        fields: dict[str, Any] = {"ts": at(day, number), "device": "d1" if number % 2 else ""}
         event = (order(number, member, 9000 + number, **fields), checkin(number, member, **fields))[number % 5 == 0]
         events.append(late_of(event, 6))
     return events

@@ -9,7 +9,7 @@ from typing import Any
 
 from accrual.book import Connection, adjust, confirm, connect, expire, rebuild, release, settle, slow
 from accrual.rulebook import day_number
-from books import Partition, at, balance, facts, ingest
+from books import Partition, at, balance, facts, ingest, order
 from servers import Server
 from workers import command
 
@@ -26,11 +26,6 @@ SPOIL = (
     "UPDATE book.members SET state = 'active' WHERE member = 'm1'",
     "DELETE FROM book.members WHERE member = 'm5'",
 )
-
-
-def order(number: int, member: str = "m1", **fields: object) -> dict[str, object]:
-    event = {"id": f"e{number}", "kind": "order_paid", "member": member, "ts": at(minutes=number), "amount": 1000}
-    return event | {"order": f"o{number}"} | fields
 
 
 def control(number: int, kind: str, member: str, **fields: object) -> dict[str, object]:

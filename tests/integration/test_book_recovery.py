@@ -11,15 +11,10 @@ import redis
 from accrual.book import connect, rebuild, settle, slow
 from accrual.errors import StreamError
 from accrual.rulebook import day_number
-from books import Partition, at, facts, ingest
+from books import Partition, at, facts, ingest, order
 from servers import Server
 
 DAY = day_number(date(2026, 11, 10))
-
-
-def order(number: int, member: str = "m1", **fields: object) -> dict[str, object]:
-    event = {"id": f"e{number}", "kind": "order_paid", "member": member, "ts": at(minutes=number), "amount": 1000}
-    return event | {"order": f"o{number}"} | fields
 
 
 def test_a_book_from_a_backup_books_the_rest_of_the_ledger_again(valkey: Server, book: str) -> None:

@@ -24,24 +24,13 @@ from accrual.book import (
 )
 from accrual.rulebook import day_number
 from book_model import Model, ModelEntry
-from books import Partition, at, balance, facts, ingest
+from books import Partition, at, balance, facts, ingest, order
 from servers import Server
 
 DAY = day_number(date(2026, 11, 10))
 WAIT_HOURS = 168
 
 Event = dict[str, Any]
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, **fields: Any) -> Event:
-    return {
-        "id": f"e{number}",
-        "kind": "order_paid",
-        "member": member,
-        "ts": at(minutes=number),
-        "amount": amount,
-        "order": f"o{number}",
-    } | fields
 
 
 def refund(number: int, of: int, amount: int, member: str = "m1", **fields: Any) -> Event:

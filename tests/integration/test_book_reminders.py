@@ -10,7 +10,7 @@ from typing import Any
 
 from accrual.book import Connection, Done, adjust, connect, expire, remind, send_outbox, settle
 from accrual.rulebook import Rulebook, day_number, parse
-from books import BOOK_RULEBOOK, Partition, at, facts, ingest, run_json
+from books import BOOK_RULEBOOK, Partition, facts, ingest, order, run_json
 from servers import Server
 
 DAY = day_number(date(2026, 11, 10))
@@ -23,17 +23,6 @@ def with_days(*days_ahead: int) -> Rulebook:
 
 def rulebook_text(*days_ahead: int) -> str:
     return BOOK_RULEBOOK.replace("expiry_months = 12", f"expiry_months = 12\nexpiry_reminder_days = {list(days_ahead)}")
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, day: int = 0, **fields: object) -> dict[str, object]:
-    return {
-        "id": f"e{number}",
-        "kind": "order_paid",
-        "member": member,
-        "ts": at(day, number),
-        "amount": amount,
-        "order": f"o{number}",
-    } | fields
 
 
 def settled(valkey: Server, connection: Connection, *orders: dict[str, object], name: str = "p") -> Partition:

@@ -26,7 +26,7 @@ from accrual.book import (
     statement,
 )
 from accrual.rulebook import day_number
-from books import Partition, at, balance, ingest, run_json
+from books import Partition, at, balance, ingest, order, run_json
 from servers import Server
 from workers import ROOT
 
@@ -60,11 +60,6 @@ def roles(book: str) -> Iterator[dict[str, str]]:
         for role in ROLES:
             owner.execute(f"DROP OWNED BY {role}")
             owner.execute(f"DROP ROLE {role}")
-
-
-def order(number: int, member: str = "m1", **fields: object) -> dict[str, object]:
-    event = {"id": f"e{number}", "kind": "order_paid", "member": member, "ts": at(minutes=number), "amount": 1000}
-    return event | {"order": f"o{number}"} | fields
 
 
 def test_the_application_does_everything_but_change_facts(valkey: Server, roles: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from accrual.book import Connection, Scheduler, connect, settle
 from accrual.book.schedule import days_to_settle
 from accrual.rulebook import Rulebook, day_number
 from accrual.settings import Settings
-from books import BOOK_RULEBOOK, DAY_MS, Partition, at, balance, facts, ingest, run_json
+from books import BOOK_RULEBOOK, DAY_MS, Partition, at, balance, facts, ingest, order, run_json
 from servers import Server
 from workers import ROOT, environment
 
@@ -30,17 +30,6 @@ EXPIRY = day_number(date(2027, 11, 10))
 NOTHING = {"members": 0, "postings": 0, "points": 0}
 
 Order = dict[str, Any]
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, day: int = 0, **fields: Any) -> Order:
-    return {
-        "id": f"e{number}",
-        "kind": "order_paid",
-        "member": member,
-        "ts": at(day, number),
-        "amount": amount,
-        "order": f"o{number}",
-    } | fields
 
 
 def scheduler(valkey: Server, book: str, rulebook: Rulebook, day: int) -> Scheduler:

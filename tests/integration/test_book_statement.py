@@ -7,16 +7,11 @@ from typing import Any
 
 from accrual.book import Connection, adjust, connect, expire, rebuild, settle, slow, statement
 from accrual.rulebook import day_number
-from books import Partition, at, ingest, run_json
+from books import Partition, at, ingest, order, run_json
 from servers import Server
 from workers import command
 
 DAY = day_number(date(2026, 11, 10))
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, **fields: object) -> dict[str, object]:
-    event = {"id": f"e{number}", "kind": "order_paid", "member": member, "ts": at(minutes=number), "amount": amount}
-    return event | {"order": f"o{number}"} | fields
 
 
 def refund(number: int, of: int, amount: int) -> dict[str, object]:

@@ -6,7 +6,6 @@ import csv
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -15,17 +14,12 @@ from accrual.book import Connection, adjust, confirm, connect, expire, release, 
 from accrual.book.liability import LiabilityLine, liability
 from accrual.errors import UsageError
 from accrual.rulebook import day_number, parse
-from books import BOOK_RULEBOOK, Partition, at, ingest, run_json
+from books import BOOK_RULEBOOK, Partition, at, ingest, order, run_json
 from servers import Server
 from workers import command
 
 DAY = day_number(date(2026, 11, 10))
 RULEBOOK = parse(BOOK_RULEBOOK.replace("expiry_months", 'point_value_fen = "0.75"\nexpiry_months'))
-
-
-def order(number: int, member: str = "m1", amount: int = 1000, **fields: Any) -> dict[str, Any]:
-    event = {"id": f"e{number}", "kind": "order_paid", "member": member, "ts": at(minutes=number), "amount": amount}
-    return event | {"order": f"o{number}"} | fields
 
 
 def history(server: Server, connection: Connection) -> None:
