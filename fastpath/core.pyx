@@ -2,7 +2,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastpath.decide cimport (
@@ -35,7 +35,19 @@ from fastpath.msgpack cimport (
 from fastpath.resp cimport ReplyReader
 from fastpath.rules cimport FlatRulebook
 from fastpath.siphash cimport PADDING, SipKey
-from fastpath.table cimport Move, Slot, Table, table_bytes, table_prepare, table_reclaim, table_relayout
+from fastpath.table cimport (
+    Move,
+    Region,
+    Slot,
+    Table,
+    region_commit,
+    region_free,
+    region_init,
+    table_bytes,
+    table_prepare,
+    table_reclaim,
+    table_relayout,
+)
 from fastpath.types cimport (
     STATUS_DUPLICATE,
     STATUS_ENTRY,
@@ -49,6 +61,20 @@ from fastpath.types cimport (
     Text,
 )
 
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_cond_init(pthread_cond_t* condition, const void* attributes)
+    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
+    int pthread_cond_broadcast(pthread_cond_t* condition)
+    int pthread_cond_destroy(pthread_cond_t* condition)
+
 cdef uint64_t MAXIMUM_TIME_MS = (<uint64_t>1 << 53) - 1
 
 STATUSES = {
@@ -61,12 +87,26 @@ STATUSES = {
     STATUS_STALE_CONTROL: "stale_control",
 }
 DEFAULT_SEGMENT_SHIFT = 16
-INITIAL_EVENTS = 1024
 PADDING_BYTES = bytes(PADDING)
 HEADER_KEYS = 18
 
 cdef enum:
-    CHUNK_EVENTS = 256         # decoded events that wait for their decision: they should stay in the cache
+    CHUNK_EVENTS = 512         # events decoded at a stretch: they should still be in the cache when they are decided
+
+
+cdef struct Decoding:
+    # The reply at hand, and how far it is decoded. One thread at a time decodes the next entries, in order: the one
+    # that decides, when there is nothing left for it to decide, or one that helps it. Both hold `turn` to read or write
+    # what is here; who has set `taken` may append events, and touch what decoding needs, without holding it.
+    pthread_mutex_t turn
+    pthread_cond_t moved
+    const char* base
+    const RawEntry* raw
+    uint64_t raw_count
+    uint64_t next
+    uint32_t events            # decoded so far
+    bint taken
+    bint failed
 
 
 cdef inline bytes bytes_of(const char* data, uint64_t size):
@@ -80,10 +120,12 @@ cdef class Core:
     cdef State state
     cdef Hashing hashing
     cdef Rows rows
+    cdef Buffer buffer         # of the encoder, kept from batch to batch
+    cdef Region region         # of the events, which stay where they are while their number grows
     cdef Event* events
     cdef uint32_t event_count
-    cdef uint32_t event_capacity
     cdef uint32_t decided_count
+    cdef Decoding decoding
     cdef FlatRulebook rulebook
     cdef bytes names
     cdef object split_json
@@ -106,13 +148,19 @@ cdef class Core:
         self.split_json = split_json
         self.kept = []
         hashing_init(&self.hashing, sip)
+        pthread_mutex_init(&self.decoding.turn, NULL)
+        pthread_cond_init(&self.decoding.moved, NULL)
         state_init(&self.state, slack_days, segment_shift)
-        self.reserve_events(INITIAL_EVENTS)
+        region_init(&self.region, self.state.tables[TABLE_MEMBERS].huge)
+        self.events = <Event*>self.region.base
 
     def __dealloc__(self):
         state_free(&self.state)
         rows_free(&self.rows)
-        free(self.events)
+        free(self.buffer.data)
+        region_free(&self.region)
+        pthread_mutex_destroy(&self.decoding.turn)
+        pthread_cond_destroy(&self.decoding.moved)
 
     def adopt(self, dict description, multiplier, bytes names, list moves):
         """Decide by another rulebook from now on.
@@ -145,13 +193,98 @@ cdef class Core:
 
     def decide_reply(self, ReplyReader reply):
         """Decide every event of a reply's entries. The reply must be kept until the batch is encoded."""
-        cdef uint64_t i
+        cdef RawEntry* last
         if reply.raw_count == 0:
             raise ValueError("the reply has no entries")
         self.start()
-        for i in range(reply.raw_count):
-            self.take_entry(reply.buffer, &reply.raw[i])
-        self.finish(reply.raw[reply.raw_count - 1].ms, reply.raw[reply.raw_count - 1].seq)
+        with nogil:
+            self.begin_decoding(reply.buffer, reply.raw, reply.raw_count)
+            try:
+                self.decide_decoded()
+            finally:
+                self.end_decoding()
+        last = &reply.raw[reply.raw_count - 1]
+        self.finish(last.ms, last.seq)
+
+    def assist(self):
+        """Decode what ``decide_reply``, which another thread is at, has not come to yet; return when all is decoded."""
+        with nogil:
+            pthread_mutex_lock(&self.decoding.turn)
+            try:
+                while self.is_decoding():
+                    if self.decoding.taken:
+                        pthread_cond_wait(&self.decoding.moved, &self.decoding.turn)
+                    else:
+                        self.decode_some()
+            finally:
+                pthread_mutex_unlock(&self.decoding.turn)
+
+    cdef void begin_decoding(self, const char* base, const RawEntry* raw, uint64_t raw_count) noexcept nogil:
+        pthread_mutex_lock(&self.decoding.turn)
+        self.decoding.base = base
+        self.decoding.raw = raw
+        self.decoding.raw_count = raw_count
+        self.decoding.next = 0
+        self.decoding.events = 0
+        self.decoding.failed = False
+        pthread_mutex_unlock(&self.decoding.turn)
+
+    cdef void end_decoding(self) noexcept nogil:
+        """Forget the reply, once nobody decodes it any more."""
+        pthread_mutex_lock(&self.decoding.turn)
+        self.decoding.raw_count = 0
+        while self.decoding.taken:
+            pthread_cond_wait(&self.decoding.moved, &self.decoding.turn)
+        pthread_mutex_unlock(&self.decoding.turn)
+
+    cdef int decode_some(self) except -1 nogil:
+        """Take the turn, which nobody has, and decode a chunk of events. The lock is held before and after."""
+        cdef uint32_t end = self.event_count + CHUNK_EVENTS
+        cdef uint64_t count = self.decoding.raw_count
+        cdef uint64_t next = self.decoding.next
+        cdef bint done = False
+        self.decoding.taken = True
+        pthread_mutex_unlock(&self.decoding.turn)
+        try:
+            while next < count and self.event_count < end:
+                self.take_entry(self.decoding.base, &self.decoding.raw[next])
+                next += 1
+            done = True
+        finally:
+            pthread_mutex_lock(&self.decoding.turn)
+            self.decoding.taken = False
+            self.decoding.failed = not done
+            self.decoding.next = next
+            self.decoding.events = self.event_count
+            pthread_cond_broadcast(&self.decoding.moved)
+        return 0
+
+    cdef int decide_decoded(self) except -1 nogil:
+        """Decide what is decoded, again and again, and decode where there is nothing to decide."""
+        cdef uint32_t decoded
+        cdef bint failed
+        while True:
+            pthread_mutex_lock(&self.decoding.turn)
+            try:
+                while self.decoding.events == self.decided_count and self.is_decoding():
+                    if self.decoding.taken:
+                        pthread_cond_wait(&self.decoding.moved, &self.decoding.turn)
+                    else:
+                        self.decode_some()
+                decoded = self.decoding.events
+                failed = self.decoding.failed
+            finally:
+                pthread_mutex_unlock(&self.decoding.turn)
+            if failed:
+                with gil:
+                    raise RuntimeError("the thread that helps to decode has failed")
+            if decoded == self.decided_count:
+                return 0
+            self.decide_until(decoded)
+
+    cdef inline bint is_decoding(self) noexcept nogil:
+        """Tell whether there is more to decode, or somebody is at it. For who holds the lock."""
+        return self.decoding.taken or (self.decoding.next < self.decoding.raw_count and not self.decoding.failed)
 
     def decide_entries(self, entries):
         """Decide every event of ``(ms, seq, ((name, value), ...))`` tuples."""
@@ -173,6 +306,9 @@ cdef class Core:
             raw.value = 0
             raw.value_size = len(value)
             self.take_named(PyBytes_AS_STRING(padded), &raw, PyBytes_AS_STRING(name), len(name))
+            if self.event_count - self.decided_count >= CHUNK_EVENTS:
+                self.decide_until(self.event_count)
+        self.decide_until(self.event_count)
         self.finish(ms, seq)
 
     cdef int check_usable(self) except -1:
@@ -193,24 +329,15 @@ cdef class Core:
         self.rows.count = 0
         self.rows.observed_count = 0
         self.rows.sets_count = 0
+        self.rows.duplicates = 0
         memset(self.rows.outcomes, 0, sizeof(self.rows.outcomes))
         memset(self.rows.points, 0, sizeof(self.rows.points))
         return 0
 
-    cdef int reserve_events(self, uint32_t capacity) except -1:
-        cdef Event* grown = <Event*>realloc(self.events, capacity * sizeof(Event))
-        if grown == NULL:
-            raise MemoryError()
-        self.events = grown
-        self.event_capacity = capacity
-        return 0
-
-    cdef inline Event* new_event(self, const RawEntry* raw, uint32_t index) except NULL:
+    cdef inline Event* new_event(self, const RawEntry* raw, uint32_t index) except NULL nogil:
         """Append an event that is invalid until it has been decoded."""
-        cdef Event* event
-        if self.event_count == self.event_capacity:
-            self.reserve_events(2 * self.event_capacity)
-        event = &self.events[self.event_count]
+        cdef Event* event = &self.events[self.event_count]
+        region_commit(&self.region, (self.event_count + <uint64_t>1) * sizeof(Event))
         memset(event, 0, sizeof(Event))
         event.arrival_ms = <int64_t>raw.ms
         event.arrival_seq = raw.seq
@@ -220,10 +347,11 @@ cdef class Core:
         self.event_count += 1
         return event
 
-    cdef inline int take_entry(self, const char* base, const RawEntry* raw) except -1:
+    cdef inline int take_entry(self, const char* base, const RawEntry* raw) except -1 nogil:
         return self.take_named(base, raw, base + raw.name, raw.name_size)
 
-    cdef int take_named(self, const char* base, const RawEntry* raw, const char* name, uint32_t name_size) except -1:
+    cdef int take_named(self, const char* base, const RawEntry* raw, const char* name,
+                        uint32_t name_size) except -1 nogil:
         """Decode the events of one stream entry."""
         cdef const char* value = base + raw.value
         cdef char encoding = 0
@@ -240,18 +368,16 @@ cdef class Core:
         else:
             self.new_event(raw, 0)
         self.entry_count += 1
-        if self.event_count - self.decided_count >= CHUNK_EVENTS:
-            self.decide_pending()
         return 0
 
-    cdef inline void decode(self, const char* data, uint64_t size, Event* event) noexcept:
+    cdef inline void decode(self, const char* data, uint64_t size, Event* event) noexcept nogil:
         """Decode an event that fills ``size`` bytes."""
         event.raw.data = data
         event.raw.size = <uint32_t>size
         if decode_event(&self.rulebook.rules, &self.hashing, data, data + size, event, 0) == data + size:
             event.status = STATUS_ENTRY
 
-    cdef int take_batch(self, const char* value, const RawEntry* raw) except -1:
+    cdef int take_batch(self, const char* value, const RawEntry* raw) except -1 nogil:
         cdef Reader reader
         cdef uint64_t count = 0
         reader.at = <const unsigned char*>value
@@ -266,7 +392,7 @@ cdef class Core:
                 self.new_event(raw, 0)
         return 0
 
-    cdef bint take_good_batch(self, Reader reader, uint64_t count, const RawEntry* raw) except -1:
+    cdef bint take_good_batch(self, Reader reader, uint64_t count, const RawEntry* raw) except -1 nogil:
         """Decode a batch whose events are all valid, as nearly always; otherwise nothing has happened."""
         cdef uint32_t before = self.event_count
         cdef const char* at = <const char*>reader.at
@@ -291,7 +417,7 @@ cdef class Core:
         self.event_count = before
         return False
 
-    cdef int take_items(self, Reader reader, uint64_t count, const RawEntry* raw) except -1:
+    cdef int take_items(self, Reader reader, uint64_t count, const RawEntry* raw) except -1 nogil:
         """Decode the items of a batch one by one."""
         cdef const unsigned char* item
         cdef uint64_t index
@@ -301,7 +427,7 @@ cdef class Core:
             self.decode(<const char*>item, reader.at - item, self.new_event(raw, <uint32_t>index))
         return 0
 
-    cdef int take_json(self, const char* value, const RawEntry* raw) except -1:
+    cdef int take_json(self, const char* value, const RawEntry* raw) except -1 with gil:
         cdef Event* event
         cdef bytes compact, item
         cdef uint32_t index = 0
@@ -325,17 +451,15 @@ cdef class Core:
             event.raw.size = <uint32_t>len(item)
         return 0
 
-    cdef int decide_pending(self) except -1:
-        """Decide the events decoded since the last call, while they are still in the cache."""
+    cdef int decide_until(self, uint32_t end) except -1 nogil:
+        """Decide the events before ``end`` that are not decided yet."""
         cdef uint32_t first = self.decided_count
-        rows_reserve(&self.rows, self.event_count)
-        with nogil:
-            decide_events(&self.state, &self.rulebook.rules, self.events, first, self.event_count, &self.rows)
-        self.decided_count = self.event_count
+        rows_reserve(&self.rows, end)
+        decide_events(&self.state, &self.rulebook.rules, self.events, first, end, &self.rows)
+        self.decided_count = end
         return 0
 
     cdef int finish(self, uint64_t ms, uint64_t seq) except -1:
-        self.decide_pending()
         self.through_ms = ms
         self.through_seq = seq
         self.undecided = False
@@ -344,10 +468,7 @@ cdef class Core:
     @property
     def counts(self):
         """``(stream entries, events, entries, duplicates)`` of the last batch; the rest are dead letters."""
-        cdef uint32_t i, duplicates = 0
-        for i in range(self.event_count):
-            duplicates += self.events[i].status == STATUS_DUPLICATE
-        return self.entry_count, self.event_count, self.rows.count, duplicates
+        return self.entry_count, self.event_count, self.rows.count, self.rows.duplicates
 
     @property
     def through(self):
@@ -396,38 +517,36 @@ cdef class Core:
 
     def encode(self, uint64_t batch, bytes previous, tuple after, uint64_t first_seq):
         """Return the ledger batch: docs/LEDGER.md."""
-        cdef Buffer buffer
+        cdef Buffer* buffer = &self.buffer
         cdef uint64_t after_ms = after[0], after_seq = after[1]
         stream_entries, events, entries, duplicates = self.counts
-        memset(&buffer, 0, sizeof(buffer))
-        try:
-            write_map(&buffer, HEADER_KEYS)
-            self.put_number(&buffer, b"format", 1)
-            write_text(&buffer, "type", 4)
-            write_text(&buffer, "entries", 7)
-            self.put_number(&buffer, b"batch", batch)
-            write_text(&buffer, "previous", 8)
-            write_bin_head(&buffer, len(previous))
-            write_bytes(&buffer, PyBytes_AS_STRING(previous), len(previous))
-            self.put_position(&buffer, b"after", after_ms, after_seq)
-            self.put_position(&buffer, b"through", self.through_ms, self.through_seq)
-            self.put_number(&buffer, b"first_seq", first_seq)
-            self.put_number(&buffer, b"stream_entries", stream_entries)
-            self.put_number(&buffer, b"events", events)
-            self.put_number(&buffer, b"entries", entries)
-            self.put_number(&buffer, b"duplicates", duplicates)
-            self.put_number(&buffer, b"dead_letters", events - entries - duplicates)
-            write_bytes(&buffer, PyBytes_AS_STRING(self.names), len(self.names))
-            write_text(&buffer, "campaign_sets", 13)
-            with nogil:
-                write_campaign_sets(&buffer, &self.rulebook.rules, &self.state, &self.rows)
-                write_text(&buffer, "columns", 7)
-                write_columns(&buffer, &self.rulebook.rules, self.events, &self.rows)
-            if buffer.failed:
-                raise MemoryError()
-            return bytes_of(<char*>buffer.data, buffer.size)
-        finally:
-            free(buffer.data)
+        buffer.size = 0
+        buffer.failed = False
+        write_map(buffer, HEADER_KEYS)
+        self.put_number(buffer, b"format", 1)
+        write_text(buffer, "type", 4)
+        write_text(buffer, "entries", 7)
+        self.put_number(buffer, b"batch", batch)
+        write_text(buffer, "previous", 8)
+        write_bin_head(buffer, len(previous))
+        write_bytes(buffer, PyBytes_AS_STRING(previous), len(previous))
+        self.put_position(buffer, b"after", after_ms, after_seq)
+        self.put_position(buffer, b"through", self.through_ms, self.through_seq)
+        self.put_number(buffer, b"first_seq", first_seq)
+        self.put_number(buffer, b"stream_entries", stream_entries)
+        self.put_number(buffer, b"events", events)
+        self.put_number(buffer, b"entries", entries)
+        self.put_number(buffer, b"duplicates", duplicates)
+        self.put_number(buffer, b"dead_letters", events - entries - duplicates)
+        write_bytes(buffer, PyBytes_AS_STRING(self.names), len(self.names))
+        write_text(buffer, "campaign_sets", 13)
+        with nogil:
+            write_campaign_sets(buffer, &self.rulebook.rules, &self.state, &self.rows)
+            write_text(buffer, "columns", 7)
+            write_columns(buffer, &self.rulebook.rules, self.events, &self.rows)
+        if buffer.failed:
+            raise MemoryError()
+        return bytes_of(<char*>buffer.data, buffer.size)
 
     cdef void put_number(self, Buffer* buffer, bytes name, uint64_t number) noexcept:
         write_text(buffer, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))

@@ -84,6 +84,7 @@ cdef struct Rows:
     uint32_t observed_count
     uint32_t* sets             # campaign sets by their number in the batch
     uint32_t sets_count
+    uint32_t duplicates        # events without an entry, because they have one already
     uint64_t outcomes[5]
     int64_t points[5]
 
@@ -111,5 +112,5 @@ cdef void state_rules_changed(State* state, int32_t words) noexcept nogil
 cdef void begin_batch(State* state) noexcept nogil
 cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t first, uint32_t end,
                        Rows* rows) except -1 nogil
-cdef int rows_reserve(Rows* rows, uint32_t capacity) except -1
+cdef int rows_reserve(Rows* rows, uint32_t capacity) except -1 nogil
 cdef void rows_free(Rows* rows) noexcept

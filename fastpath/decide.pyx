@@ -79,8 +79,8 @@ cdef enum:
     BUCKETS = 8
     INITIAL_SETS = 256         # a power of two
     KEPT_SETS = 4096           # more are forgotten before the next batch
-    SLOTS_AHEAD = 16           # events between the prefetch of slots and their decision
-    RECORDS_AHEAD = 8          # and between that of records and the decision
+    SLOTS_AHEAD = 32           # events between the prefetch of slots and their decision
+    RECORDS_AHEAD = 16          # and between that of records and the decision
     MARK_OF_DAY = 2            # added to a day in its slot, so that 0 is an empty slot: no day is before -1
 
 cdef uint32_t CRC_TABLE[256]
@@ -161,7 +161,7 @@ cdef void state_rules_changed(State* state, int32_t words) noexcept nogil:
     state.sets_count = 0
 
 
-cdef int rows_reserve(Rows* rows, uint32_t capacity) except -1:
+cdef int rows_reserve(Rows* rows, uint32_t capacity) except -1 nogil:
     """Make room for ``capacity`` entries."""
     cdef int column
     if capacity <= rows.capacity:
@@ -175,9 +175,10 @@ cdef int rows_reserve(Rows* rows, uint32_t capacity) except -1:
     return 0
 
 
-cdef void* checked(void* memory) except NULL:
+cdef void* checked(void* memory) except NULL nogil:
     if memory == NULL:
-        raise MemoryError()
+        with gil:
+            raise MemoryError()
     return memory
 
 
@@ -869,6 +870,7 @@ cdef int decide_event(State* state, const Rules* rules, Event* event, uint32_t n
         known = <IdRecord*>find(ids, event.id_hash.first, event.id_hash.second)
     if known != NULL and arrival_day <= known.header.day + 1 + state.slack_days:
         event.status = STATUS_DUPLICATE if known.content == event.content else STATUS_ID_CONFLICT
+        rows.duplicates += event.status == STATUS_DUPLICATE
         return 0
     decide_new(state, rules, event, number, arrival_day, candidates, rows)
     if event.status == STATUS_ENTRY:
@@ -922,7 +924,6 @@ cdef inline void look_for_records(State* state, const Event* event, Ahead* ahead
             while offset < table.stride:
                 prefetch(record + offset)
                 offset += LINE_BYTES
-            prefetch(record + table.stride - 1)
 
 
 cdef void begin_batch(State* state) noexcept nogil:

@@ -195,6 +195,10 @@ cdef inline bint read_integer(Reader* reader, int64_t low, int64_t high, int64_t
     return read_any_integer(reader, low, high, number)
 
 
+cdef inline CachedName* cached_name(Hashing* hashing, uint64_t word, uint32_t size) noexcept nogil:
+    return &hashing.names[((word + size) * <uint64_t>0x9e3779b97f4a7c15) >> (64 - CACHE_BITS)]
+
+
 cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogil:
     """Return the hash of a kind, city, category, tag or tier; 0 where it is absent.
 
@@ -208,6 +212,12 @@ cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogi
         return 0
     if size > CACHED_BYTES:
         return hash_text(hashing.key, DOMAIN_NAME, data, size)
+    if size <= 8:
+        name.words[0] = load_rest(data, size)
+        known = cached_name(hashing, name.words[0], size)
+        # Nearly every name is a short one that was seen before. Of those the other words are 0.
+        if known.size == size and known.words[0] == name.words[0]:
+            return known.hash
     name.words[1] = name.words[2] = name.words[3] = 0
     if size <= 8:
         name.words[0] = load_rest(data, size)
@@ -217,8 +227,7 @@ cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogi
         if size > 16:
             name.words[2] = load_word(data + 8)
             name.words[3] = load_word(data + size - 16)
-    known = &hashing.names[
-        ((name.words[0] + 31 * name.words[1] + size) * <uint64_t>0x9e3779b97f4a7c15) >> (64 - CACHE_BITS)]
+    known = cached_name(hashing, name.words[0] + 31 * name.words[1], size)
     if (known.size != size or known.words[0] != name.words[0] or known.words[1] != name.words[1]
             or known.words[2] != name.words[2] or known.words[3] != name.words[3]):
         name.size = size

@@ -1,4 +1,4 @@
-from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
@@ -50,6 +50,28 @@ cdef extern from *:
     """
     void copy_text "accrual_copy_text"(unsigned char* target, const char* source, uint32_t size) noexcept nogil
 
+cdef extern from *:
+    """
+    /* 64-bit comparisons of several numbers at once came with later processors; glibc picks what this one has. */
+    #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+    #define ACCRUAL_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+    #else
+    #define ACCRUAL_CLONES
+    #endif
+
+    ACCRUAL_CLONES static void accrual_bounds(const int64_t *values, uint32_t count, int64_t *low, int64_t *high) {
+        int64_t least = count ? values[0] : 0;
+        int64_t most = least;
+        for (uint32_t i = 1; i < count; i++) {
+            least = values[i] < least ? values[i] : least;
+            most = values[i] > most ? values[i] : most;
+        }
+        *low = least;
+        *high = most;
+    }
+    """
+    void bounds "accrual_bounds"(const int64_t* values, uint32_t count, int64_t* low, int64_t* high) noexcept nogil
+
 
 cdef inline void write_name(Buffer* buffer, const char* name) noexcept nogil:
     write_text(buffer, name, strlen(name))
@@ -85,16 +107,11 @@ cdef void write_narrowed(unsigned char* target, const int64_t* values, uint32_t 
 
 cdef void write_integers(Buffer* buffer, const int64_t* values, uint32_t count) noexcept nogil:
     """Write an integer column: ``[base, width, bytes]``."""
-    cdef int64_t low = INT64_MAX, high = INT64_MIN
+    cdef int64_t low, high
     cdef uint64_t spread
-    cdef uint32_t i
     cdef int width
     cdef unsigned char* target
-    for i in range(count):
-        low = min(low, values[i])
-        high = max(high, values[i])
-    if count == 0:
-        low = high = 0
+    bounds(values, count, &low, &high)
     spread = <uint64_t>high - <uint64_t>low
     if spread == 0:
         width = 0

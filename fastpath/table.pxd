@@ -80,7 +80,8 @@ cdef extern from *:
     #include <emmintrin.h>
     #endif
 
-    #define accrual_prefetch(address) __builtin_prefetch(address)
+    /* Into the second cache: an event may need more lines than the first can have under way at a time. */
+    #define accrual_prefetch(address) __builtin_prefetch(address, 0, 2)
     #define accrual_lowest_bit(mask) __builtin_ctzll(mask)
 
     /* Of the eight slots of a line, those with the tag: bit i for slot i. A slot starts with its tag. */

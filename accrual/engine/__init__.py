@@ -53,11 +53,12 @@ def open_engine(
     secret: Secret = NO_SECRET,
     slack_days: int = STREAM_SLACK_DAYS,
     *,
-    prepared: bool = False,
+    assisted: bool = False,
 ) -> Engine:
     """Return a new engine: ``name`` is ``fast`` or ``reference``.
 
-    With ``prepared`` a thread brings in the memory of the compiled one ahead of its use: for a worker.
+    With ``assisted`` two threads work for the compiled one: they bring in memory ahead of its use, and decode events
+    ahead of their decision. For a worker.
 
     Raises ``UsageError`` for any other name, ``CoreMissing`` where the compiled core is not there.
     """
@@ -70,6 +71,6 @@ def open_engine(
     except ImportError as error:
         raise CoreMissing(error) from error
     engine = FastEngine(rulebook, secret, slack_days)
-    if prepared:
-        engine.prepare_in_background()
+    if assisted:
+        engine.start_assistants()
     return engine

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +39,8 @@ __all__ = ["EngineImage", "FastBatch", "FastEngine"]
 
 # At a million new keys a second the tables grow by some megabytes in this time.
 PREPARE_INTERVAL_S: Final = 0.01
+# To wake a thread takes as long as to decode some hundred events.
+ASSISTED_ENTRIES: Final = 64
 
 _encode = msgspec.msgpack.encode
 
@@ -105,6 +108,7 @@ class FastEngine:
         self._layouts = Layouts()
         self._moving = threading.Lock()
         self._image: StateImage | None = None
+        self._calls: SimpleQueue[bool] | None = None
         self.generation = 0
         self.rulebook = rulebook
         self.adopt(rulebook)
@@ -142,6 +146,8 @@ class FastEngine:
 
     def decide_reply(self, reply: ReplyReader) -> FastBatch:
         """Decide every event of a reply, which must be kept until the batch is done with."""
+        if self._calls is not None and reply.entries >= ASSISTED_ENTRIES:
+            self._calls.put(True)
         self._core.decide_reply(reply)
         return self._batch(reply)
 
@@ -192,9 +198,15 @@ class FastEngine:
         with self._moving:
             self._core.prepare()
 
-    def prepare_in_background(self) -> None:
-        """Let a thread ``prepare`` for as long as the engine lives."""
-        threading.Thread(target=_keep_prepared, args=(weakref.ref(self),), daemon=True, name="memory").start()
+    def start_assistants(self) -> None:
+        """Start two threads for as long as the engine lives: one prepares memory, one decodes ahead of decisions."""
+        self._calls = SimpleQueue()
+        for name, target, arguments in (
+            ("memory", _keep_prepared, (weakref.ref(self),)),
+            ("decoding", _keep_decoding, (self._core, self._calls)),
+        ):
+            threading.Thread(target=target, args=arguments, daemon=True, name=name).start()
+        weakref.finalize(self, self._calls.put, False)
 
     @property
     def memory_bytes(self) -> int:
@@ -213,6 +225,11 @@ def _keep_prepared(reference: weakref.ref[FastEngine]) -> None:
         engine.prepare()
         del engine
         time.sleep(PREPARE_INTERVAL_S)
+
+
+def _keep_decoding(core: Core, calls: SimpleQueue[bool]) -> None:
+    while calls.get():
+        core.assist()
 
 
 class EngineImage:

@@ -155,7 +155,7 @@ class Recovery:
         assert isinstance(record, RulebookRecord)
         rulebook = _recorded(record)
         if self._engine is None:
-            self._engine = open_engine(self._settings.engine, rulebook, self._secret, record.slack_days, prepared=True)
+            self._engine = open_engine(self._settings.engine, rulebook, self._secret, record.slack_days, assisted=True)
             self.slack_days = record.slack_days
         else:
             self._engine.adopt(rulebook)

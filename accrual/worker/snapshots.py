@@ -206,7 +206,7 @@ async def _check_origin(
 def _restored(reader: SnapshotReader, secret: Secret) -> Engine:
     """Fill a new engine; for another thread, because it takes a while."""
     header = reader.header
-    engine = open_engine("fast", parse(header.rulebook), secret, header.slack_days, prepared=True)
+    engine = open_engine("fast", parse(header.rulebook), secret, header.slack_days, assisted=True)
     cast(Any, engine).restore(header.image, reader.read)
     reader.finish()
     return engine

@@ -175,7 +175,7 @@ class Worker:
             return await recovery.run(owned.checkpoint), recovery.slack_days
         if await self._client.exists(self._keys.ledger):
             raise StateMismatch(f"{self._keys.ledger} has batches, but {self._keys.checkpoint} knows of none")
-        engine = open_engine(self._settings.engine, self._rulebook, owned.secret, STREAM_SLACK_DAYS, prepared=True)
+        engine = open_engine(self._settings.engine, self._rulebook, owned.secret, STREAM_SLACK_DAYS, assisted=True)
         return engine, STREAM_SLACK_DAYS
 
     def _is_newer(self, committed: Checkpoint) -> bool:

@@ -16,6 +16,7 @@ from accrual.events import decode_compact, encode_compact, validate
 from accrual.events.text import compact_from_mapping
 from accrual.rulebook import parse
 from fastpath.resp import ReplyReader
+from replies import reply_of
 from strategies import event_mappings
 
 RULEBOOK = parse(
@@ -137,18 +138,6 @@ def test_compact_forms_hold_the_event(mapping: dict[str, Any]) -> None:
     assert decode_compact(compact_from_mapping(mapping)) == event
 
 
-def reply_of(entries: list[StreamEntry], *, as_range: bool) -> bytes:
-    def bulk(data: bytes) -> bytes:
-        return b"$%d\r\n%s\r\n" % (len(data), data)
-
-    written = b"*%d\r\n" % len(entries)
-    for entry in entries:
-        texts = [text for pair in entry.fields for text in pair]
-        written += b"*2\r\n" + bulk(b"%d-%d" % entry[:2])
-        written += b"*%d\r\n" % len(texts) + b"".join(map(bulk, texts))
-    return written if as_range else b"*1\r\n*2\r\n" + bulk(b"accrual:{p}:events") + written
-
-
 stream_entries = st.builds(
     StreamEntry,
     st.integers(0, 2**64 - 1),
@@ -157,9 +146,13 @@ stream_entries = st.builds(
 )
 
 
-@given(st.lists(stream_entries, min_size=1, max_size=6), st.booleans(), st.lists(st.integers(1, 50), min_size=1))
-def test_replies_in_any_pieces(entries: list[StreamEntry], as_range: bool, pieces: list[int]) -> None:
-    data = reply_of(entries, as_range=as_range)
+@given(
+    st.lists(stream_entries, min_size=1, max_size=6),
+    st.sampled_from([None, b"key"]),
+    st.lists(st.integers(1, 50), min_size=1),
+)
+def test_replies_in_any_pieces(entries: list[StreamEntry], key: bytes | None, pieces: list[int]) -> None:
+    data = reply_of(entries, key)
     reader = ReplyReader()
     position, turn = 0, 0
     while position < len(data):

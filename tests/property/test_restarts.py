@@ -186,10 +186,10 @@ def runs(draw: st.DrawFn, rulebooks: int) -> list[Run]:
 
 
 def small_engine(
-    _name: str, rulebook: Rulebook, secret: Secret, slack_days: int = STREAM_SLACK_DAYS, *, prepared: bool = False
+    _name: str, rulebook: Rulebook, secret: Secret, slack_days: int = STREAM_SLACK_DAYS, *, assisted: bool = False
 ) -> Engine:
-    """Open an engine whose tables have small segments, and no thread: there are many in a test."""
-    assert prepared
+    """Open an engine whose tables have small segments, and no threads: there are many in a test."""
+    assert assisted
     return cast(Engine, FastEngine(rulebook, secret, slack_days, SMALL_SEGMENTS))
 
 
@@ -219,7 +219,7 @@ async def live(partition: Partition, run: Run, rulebook: Rulebook, directory: Pa
         engine = await recovery.run(committed)
         slack_days = recovery.slack_days
     else:
-        engine = small_engine("fast", rulebook, SECRET, prepared=True)
+        engine = small_engine("fast", rulebook, SECRET, assisted=True)
     commits = cast(CommitQueue, Landing(partition, run.landing))
     snapshots = Snapshots(settings, SECRET, slack_days, client)
     pipeline = Pipeline(settings, client, KEYS, intake, engine, slack_days, commits, snapshots, Progress(None))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from accrual.engine import StreamEntry
 from accrual.stream import PlainReplyReader, Reader, command, open_reader
 from accrual.stream.resp import command_around
+from replies import reply_of
 
 words = st.binary(max_size=20)
 entries = st.builds(
@@ -24,23 +25,9 @@ plain_replies = st.sampled_from(
 )
 
 
-def bulk(data: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-def encoded_entry(entry: StreamEntry) -> bytes:
-    fields = b"".join(bulk(part) for pair in entry.fields for part in pair)
-    return b"*2\r\n" + bulk(b"%d-%d" % (entry.ms, entry.seq)) + b"*%d\r\n%b" % (2 * len(entry.fields), fields)
-
-
-def encoded(rows: list[StreamEntry], key: bytes | None) -> bytes:
-    body = b"*%d\r\n" % len(rows) + b"".join(map(encoded_entry, rows))
-    return body if key is None else b"*1\r\n*2\r\n" + bulk(key) + body
-
-
 replies = st.one_of(
     plain_replies,
-    st.builds(encoded, st.lists(entries, min_size=1, max_size=6), st.one_of(st.none(), st.just(b"accrual:{p}:events"))),
+    st.builds(reply_of, st.lists(entries, min_size=1, max_size=6), st.sampled_from([None, b"key"])),
 )
 
 
@@ -82,7 +69,7 @@ def test_both_readers_see_the_same(sent: list[bytes], sizes: list[int]) -> None:
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_what_was_received_before_a_new_connection_is_forgotten(engine: str) -> None:
     reader = open_reader(engine)
-    whole = encoded([StreamEntry(1, 2, ((b"e", b"x"),))], b"key")
+    whole = reply_of([StreamEntry(1, 2, ((b"e", b"x"),))], b"key")
     target = reader.get_buffer(100)
     target[:10] = whole[:10]
     assert not reader.buffer_updated(10)
