@@ -20,7 +20,7 @@ from fastpath.decide cimport (
 )
 from fastpath.decode cimport Hashing, check_batch, decode_event, hashing_init, open_batch
 from fastpath.encode cimport write_campaign_sets, write_columns
-from fastpath.image cimport StateImage, restore_state
+from fastpath.image cimport StateImage, index_table, restore_state
 from fastpath.msgpack cimport (
     Buffer,
     Reader,
@@ -567,15 +567,23 @@ cdef class Core:
         image.start(self, &self.state)
         return image
 
-    def restore(self, dict shape, read):
-        """Take on the state of an image: ``shape`` is its description, ``read(n)`` returns its next ``n`` bytes.
+    def restore(self, dict shape, source, each):
+        """Take on the state of an image: ``shape`` is its description, ``source`` a file with its bytes.
 
-        The rulebook must have been adopted, and nothing decided. Raises ``ValueError`` where the image does not fit;
-        the core is of no use then.
+        What ``source.readinto`` has filled stays as it is until the next ``source.read``. ``each`` is ``map``, or does
+        the same in several threads. The rulebook must have been adopted, and nothing decided. Raises ``ValueError``
+        where the image does not fit; the core is of no use then.
         """
         self.undecided = True
-        restore_state(&self.state, shape, read)
+        restore_state(self, &self.state, shape, source)
+        for _ in each(self.index, range(TABLES)):
+            pass
         self.undecided = False
+
+    def index(self, int number):
+        """Make the index of a table whose records are in place. Other threads may do the same for other tables."""
+        with nogil:
+            index_table(&self.state.tables[number])
 
     def reclaim(self, int day):
         """Drop what is expired on the arrival day ``day``, from which arrivals may not go back."""

@@ -8,6 +8,7 @@ the state as it was when the image was begun. The index is not written; it is ma
 from libc.stdint cimport uint64_t
 
 from fastpath.decide cimport State
+from fastpath.table cimport Table
 
 
 cdef class StateImage:
@@ -24,4 +25,5 @@ cdef class StateImage:
     cdef list preimage_blocks(self, int number)
 
 
-cdef int restore_state(State* state, dict shape, object read) except -1
+cdef int restore_state(object core, State* state, dict shape, object source) except -1
+cdef int index_table(Table* table) except -1 nogil

@@ -1,5 +1,6 @@
 import threading
 
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
@@ -7,7 +8,10 @@ from libc.string cimport memcpy
 from fastpath.decide cimport TABLES, State
 from fastpath.table cimport (
     Block,
+    Header,
     Table,
+    line_of,
+    prefetch,
     preimages_start,
     preimages_stop,
     record_at,
@@ -16,6 +20,9 @@ from fastpath.table cimport (
 )
 
 PIECE_BYTES = 4 << 20
+
+cdef enum:
+    SLOTS_AHEAD = 16           # records between the prefetch of a slot and its use
 
 
 cdef class StateImage:
@@ -132,36 +139,55 @@ cdef class StateImage:
         return blocks
 
 
-cdef int restore_state(State* state, dict shape, object read) except -1:
-    """Fill an empty state of the same layout. ``read(n)`` returns the next ``n`` bytes of the image."""
+cdef class Stretch:
+    """Memory of a state that others may fill. It keeps the state alive."""
+
+    cdef object core
+    cdef char* base
+    cdef Py_ssize_t size
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.base, self.size, False, flags)
+
+
+cdef int fill(object core, object source, char* base, uint64_t size) except -1:
+    """Read ``size`` bytes of the image into their place."""
+    cdef uint64_t offset = 0
+    cdef Stretch stretch
+    while offset < size:
+        stretch = Stretch()
+        stretch.core = core
+        stretch.base = base + offset
+        stretch.size = min(size - offset, <uint64_t>PIECE_BYTES)
+        if source.readinto(memoryview(stretch)) != stretch.size:
+            raise ValueError("it is cut short")
+        offset += stretch.size
+    return 0
+
+
+cdef int restore_state(object core, State* state, dict shape, object source) except -1:
+    """Fill an empty state of the same layout, but for the index: ``index_table`` makes it."""
     cdef int number
-    cdef uint64_t offset, size, left
+    cdef uint64_t size, left
     cdef bytes piece
     for number, (stride, count) in enumerate(shape["tables"]):
         if stride != state.tables[number].stride or state.tables[number].record_count:
             raise ValueError(f"the records of table {number} have {stride} bytes in the image")
         size = stride * count
         region_commit(&state.tables[number].records, size)
-        offset = 0
-        while offset < size:
-            piece = read(min(size - offset, <uint64_t>PIECE_BYTES))
-            memcpy(state.tables[number].records.base + offset, PyBytes_AS_STRING(piece), len(piece))
-            offset += len(piece)
+        fill(core, source, state.tables[number].records.base, size)
         state.tables[number].record_count = count
-    if shape["names_size"]:
-        size = shape["names_size"]
-        region_commit(&state.names, size)
-        piece = read(size)
-        memcpy(state.names.base, PyBytes_AS_STRING(piece), size)
-        state.names_size = size
+    size = shape["names_size"]
+    region_commit(&state.names, size)
+    fill(core, source, state.names.base, size)
+    state.names_size = size
     for number in range(TABLES):
-        left = int.from_bytes(read(8), "little")
+        left = int.from_bytes(source.read(8), "little")
         while left:
             size = 4 + <uint64_t>state.tables[number].stride
-            piece = read(min(left, size * (<uint64_t>PIECE_BYTES // size)))
+            piece = source.read(min(left, size * (<uint64_t>PIECE_BYTES // size)))
             lay_over(&state.tables[number], piece)
             left -= len(piece)
-        index_table(&state.tables[number])
     state.latest_day = shape["latest_day"]
     state.first_day = shape["first_day"]
     for number in range(TABLES):
@@ -174,7 +200,7 @@ cdef int lay_over(Table* table, bytes preimages) except -1:
     cdef const char* at = PyBytes_AS_STRING(preimages)
     cdef const char* end = at + len(preimages)
     cdef uint32_t record
-    if len(preimages) % (4 + <uint64_t>table.stride):
+    if len(preimages) == 0 or len(preimages) % (4 + <uint64_t>table.stride):
         raise ValueError("a saved record is cut short")
     while at < end:
         memcpy(&record, at, 4)
@@ -185,9 +211,11 @@ cdef int lay_over(Table* table, bytes preimages) except -1:
     return 0
 
 
-cdef int index_table(Table* table) except -1:
+cdef int index_table(Table* table) except -1 nogil:
+    """Make the index of a table from its records."""
     cdef uint32_t record
-    with nogil:
-        for record in range(table.record_count):
-            table_index(table, record)
+    for record in range(table.record_count):
+        if record + SLOTS_AHEAD < table.record_count:
+            prefetch(line_of(table, (<Header*>record_at(table, record + SLOTS_AHEAD)).first))
+        table_index(table, record)
     return 0

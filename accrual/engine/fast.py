@@ -6,8 +6,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -35,7 +36,7 @@ from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
 from fastpath.image import StateImage
 from fastpath.resp import ReplyReader
 
-__all__ = ["EngineImage", "FastBatch", "FastEngine"]
+__all__ = ["EngineImage", "FastBatch", "FastEngine", "ImageSource"]
 
 # At a million new keys a second the tables grow by some megabytes in this time.
 PREPARE_INTERVAL_S: Final = 0.01
@@ -88,6 +89,16 @@ def header_names(rulebook: Rulebook) -> bytes:
         "limits": [limit.id for limit in rulebook.limits],
     }
     return b"".join(_encode(key) + _encode(value) for key, value in named.items())
+
+
+class ImageSource(Protocol):
+    """A file with the bytes of an image. What ``readinto`` has filled is not changed before the next ``read``."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next ``size`` bytes."""
+
+    def readinto(self, place: memoryview, /) -> int:
+        """Fill ``place`` with the next bytes and return how many there were."""
 
 
 class FastEngine:
@@ -163,8 +174,8 @@ class FastEngine:
         self._image = self._core.image()
         return EngineImage(self._image, self._layouts.description())
 
-    def restore(self, description: dict[str, Any], read: Callable[[int], bytes]) -> None:
-        """Take on the state of an image: ``description`` is its own, ``read(n)`` returns its next ``n`` bytes.
+    def restore(self, description: dict[str, Any], source: ImageSource) -> None:
+        """Take on the state of an image: ``description`` is its own, ``source`` has its bytes.
 
         The engine must be new, with the rulebook that was in force. Raises ``StateMismatch`` where the image is not one
         of such an engine; the engine is of no use then.
@@ -178,7 +189,8 @@ class FastEngine:
         if self._layouts.description() != description["layouts"]:
             raise StateMismatch("the image has its records laid out in another way")
         try:
-            self._core.restore(description["shape"], read)
+            with ThreadPoolExecutor() as threads:
+                self._core.restore(description["shape"], source, threads.map)
         except (ValueError, KeyError, TypeError) as error:
             raise StateMismatch(f"the image does not fit: {error}") from None
 

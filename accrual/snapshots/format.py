@@ -17,6 +17,8 @@ import hashlib
 import io
 import os
 import struct
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
@@ -123,15 +125,18 @@ class SnapshotReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest = hashlib.sha256()
+        # What was read into memory is digested by another thread, while the next of it is read.
+        self._digesting = ThreadPoolExecutor(1, "digest")
+        self._behind: deque[Future[None]] = deque()
         try:
             # Closed by close().
-            self._file = path.open("rb")
+            self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise SnapshotError(f"{path}: {error.strerror}") from None
         try:
             self.header = self._read_header()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> Self:
@@ -142,18 +147,33 @@ class SnapshotReader:
 
     def close(self) -> None:
         """Close the file."""
+        self._digesting.shutdown()
         self._file.close()
 
-    def read(self, size: int) -> bytes:
-        """Return the next ``size`` bytes."""
+    def read(self, size: int, /) -> bytes:
+        """Return the next ``size`` bytes. What was read into memory before may be changed after that."""
+        while self._behind:
+            self._behind.popleft().result()
+        data = bytearray(size)
+        self._fill(memoryview(data))
+        self._digest.update(data)
+        return bytes(data)
+
+    def readinto(self, place: memoryview, /) -> int:
+        """Fill ``place`` with the next bytes, which must stay as they are until the next ``read``."""
+        self._fill(place)
+        self._behind.append(self._digesting.submit(self._digest.update, place))
+        return len(place)
+
+    def _fill(self, place: memoryview) -> None:
         try:
-            data = self._file.read(size)
+            while place:
+                size = self._file.readinto(place)
+                if not size:
+                    raise SnapshotError(f"{self._path}: is cut short")
+                place = place[size:]
         except OSError as error:
             raise SnapshotError(f"{self._path}: {error.strerror}") from None
-        if len(data) != size:
-            raise SnapshotError(f"{self._path}: is cut short")
-        self._digest.update(data)
-        return data
 
     def finish(self) -> None:
         """Check that all of the image was read and is what was written."""

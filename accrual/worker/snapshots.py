@@ -207,6 +207,6 @@ def _restored(reader: SnapshotReader, secret: Secret) -> Engine:
     """Fill a new engine; for another thread, because it takes a while."""
     header = reader.header
     engine = open_engine("fast", parse(header.rulebook), secret, header.slack_days, assisted=True)
-    cast(Any, engine).restore(header.image, reader.read)
+    cast(Any, engine).restore(header.image, reader)
     reader.finish()
     return engine

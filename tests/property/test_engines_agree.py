@@ -118,7 +118,7 @@ def test_an_image_taken_while_the_engine_goes_on(
         engine.decide_entries(batch)
 
     again = FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS)
-    again.restore(image.description, BytesIO(b"".join(pieces)).read)
+    again.restore(image.description, BytesIO(b"".join(pieces)))
     sizes = dict(again.sizes)
     for number, batch in enumerate(batches[begun:], start=begun):
         assert list(again.decide_entries(batch).decisions()) == unbroken[number][0]

@@ -104,7 +104,7 @@ def test_an_image_keeps_what_former_rulebooks_left() -> None:
     engine.decide_entries(entries(101, 100))
     description, data = image_of(engine)
     again = FastEngine(later, SECRET, 1, 3)
-    again.restore(description, BytesIO(data).read)
+    again.restore(description, BytesIO(data))
     assert again.sizes == engine.sizes
     last = entries(201, 100)
     assert list(again.decide_entries(last).decisions()) == list(engine.decide_entries(last).decisions())
@@ -115,7 +115,7 @@ def test_an_image_of_another_engine_is_refused(rulebook: str, slack_days: int) -
     description, data = image_of(engine_with(100))
     other = FastEngine(parse(rulebook), SECRET, slack_days, 3)
     with pytest.raises(StateMismatch):
-        other.restore(description, BytesIO(data).read)
+        other.restore(description, BytesIO(data))
 
 
 def test_memory_is_counted_and_used_again() -> None:
