@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from bench import book, core, drain, growth, latency, restart
 from bench.machine import describe
+from bench.memory import find_memory
 from bench.report import save
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED
 
@@ -19,6 +20,7 @@ KEYS: Final = (100_000, 1_000_000)
 QUICK_KEYS: Final = (10_000, 100_000)
 MANY_KEYS: Final = 10_000_000
 QUICK_MEMBERS: Final = 100_000
+FIRST_TOUCH_BYTES: Final = 1 << 30
 
 EXAMPLES: Final = """\
 examples:
@@ -35,8 +37,10 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks that the command line names."""
     parsed = _parser().parse_args(arguments)
-    before = describe()
+    touch = find_memory(FIRST_TOUCH_BYTES)
+    before = describe() | {"first_touch": touch}
     _tell(f"{before['processor']}, {before['cores']} cores, {before['server']}")
+    _tell(f"first touch of 2 MiB of memory: {touch.found_ms:.2f} ms as it was found, {touch.again_ms:.2f} ms again")
     for name, run in BENCHMARKS.items():
         if parsed.what in (name, "all"):
             run(parsed, before)

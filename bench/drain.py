@@ -5,7 +5,8 @@ ceiling    one connection that asks for 4096 events at a time, two requests ahea
 worker     ``accrual worker --drain`` as a process of its own, from its first read to its last commit, by its own log
 peer       redis-py and one Lua call per event (peer_lua.py), on a part of the same stream
 
-Server and worker have a core each. Ceiling and worker take turns, so that both meet the same moods of the machine.
+The server has a core, and the worker both: its main thread keeps to the other one, and the thread that decodes for it
+goes where there is room. Ceiling and worker take turns, so that both meet the same moods of the machine.
 After every run the books are checked: events in = entries + duplicates, no dead letter, as many duplicates as were
 planted; and after the last run of each variant the whole ledger is read and verified.
 """
@@ -34,6 +35,7 @@ from accrual.ledger import EntriesBatch, LedgerReader
 from accrual.stream import Checkpoint, Keys, checkpoint_of
 from bench.core import RULEBOOK
 from bench.machine import SERVER_CORE, WORKER_CORE, file_system_of, pinned, run_module, yardstick_ms
+from bench.memory import find_memory_for
 from bench.report import Figure, table
 from bench.wire import EVENTS_PER_BATCH, Encoding, Entries, command, reply_head, xread_command
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Events, Workload
@@ -296,13 +298,14 @@ class WorkerRun(msgspec.Struct, frozen=True):
 
 
 def run_worker(url: str, client: redis.Redis) -> WorkerRun:
-    """Let the worker drain the partition from its beginning."""
+    """Let the worker drain the partition from its beginning, on any core: its second thread shares the server's."""
     server_before, worker_before = _server_cpu_s(client), _children_cpu_s()
     started = time.perf_counter()
     try:
         done = run_module(
             *("accrual.cli", "worker", "--rulebook", str(RULEBOOK), "--redis", url),
             *("--partition", PARTITION, "--drain"),
+            anywhere=True,
         )
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"the worker failed:\n{error.stderr}") from error
@@ -396,6 +399,7 @@ def _drain_variant(server: EmbeddedServer, settings: DrainSettings, variant: Var
     checkpoint = Checkpoint()
     for number in range(1, settings.runs + 1):
         forget_work(client)
+        find_memory_for(settings.members)
         with _connected(server, settings) as connection, pinned(WORKER_CORE):
             ceilings.append(ceiling(connection, filled))
         runs.append(run_worker(_url(server, settings), client))
@@ -433,6 +437,7 @@ def _measure_peer(server: EmbeddedServer, settings: DrainSettings) -> tuple[Figu
         done = run_module(
             *("bench.peer_lua", "--redis", _url(server, settings), "--partition", PARTITION),
             *("--rulebook", str(RULEBOOK)),
+            anywhere=True,
         )
         said = json.loads(done.stdout)
         outcomes = said["outcomes"]

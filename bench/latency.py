@@ -31,6 +31,7 @@ from hdrh.histogram import HdrHistogram
 from accrual.embedded import EmbeddedServer
 from accrual.stream import Keys, checkpoint_of, stream_id_text
 from bench.machine import WORKER_CORE, pinned, yardstick_ms
+from bench.memory import find_memory_for
 from bench.report import Figure, table
 from bench.rows import Booleans, Integers
 from bench.running import KEYS, SNAPSHOT_WRITTEN, Said, Worker, census_of, connected, put_census, server_in, workspace
@@ -404,6 +405,7 @@ def _quiet(server: EmbeddedServer, settings: LatencySettings, tell: Callable[[st
     workload = _workload(settings.members, settings)
     load = _load(workload, settings.seconds, settings)
     _take_census(server, workload, tell)
+    find_memory_for(workload.members)
     floors, runs = [], []
     with Worker(server.url, "--linger-ms", settings.linger_ms) as worker:
         worker.said("owner partition")
@@ -423,6 +425,7 @@ def _under_snapshots(
     workload = _workload(settings.snapshot_members, settings)
     load = _load(workload, settings.snapshot_seconds, settings)
     _take_census(server, workload, tell)
+    find_memory_for(workload.members)
     flags = ("--linger-ms", settings.linger_ms, "--snapshots", directory / "snapshots", "--snapshots-kept", 1)
     with Worker(server.url, *flags, "--snapshot-interval-s", settings.snapshot_interval_s, anywhere=True) as worker:
         worker.said("owner partition")
@@ -457,6 +460,7 @@ def _take_census(server: EmbeddedServer, workload: Workload, tell: Callable[[str
     """Let the worker meet every key."""
     tell(f"latency: a state of {workload.members:,} members")
     put_census(server, census_of(workload, workload.census_size))
+    find_memory_for(workload.members)
     with Worker(server.url, "--drain") as worker:
         worker.end(ask=False)
 

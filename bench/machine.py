@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import add, sub
 from pathlib import Path
 from typing import Final
@@ -146,14 +146,14 @@ def _said(command: list[str | Path]) -> str:
         return ""
 
 
-def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``module`` with this interpreter on the worker's core and return what it said.
+def run_module(module: str, *arguments: str, anywhere: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run ``module`` with this interpreter, on the worker's core unless ``anywhere``, and return what it said.
 
     It sees none of the settings that this shell may hold for a worker. Raises ``CalledProcessError`` where it fails.
     """
     ours = ("ACCRUAL_", "PYTHONSAFEPATH")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    with pinned(WORKER_CORE):
+    with nullcontext() if anywhere else pinned(WORKER_CORE):
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,

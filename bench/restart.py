@@ -32,6 +32,7 @@ from accrual.snapshots import SnapshotReader
 from accrual.stream import Checkpoint, checkpoint_of
 from bench.drain import Filled, ceiling
 from bench.machine import WORKER_CORE, file_system_of, pinned, yardstick_ms
+from bench.memory import find_memory_for
 from bench.report import Figure, table
 from bench.running import KEYS, SNAPSHOT_WRITTEN, Worker, census_of, connected, put, put_census, server_in, workspace
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Events, Workload
@@ -137,6 +138,7 @@ class _Measurement:
             restarts.append(self._restart(path, of, known))
             self._yardstick()
         tell("restart: without a snapshot")
+        find_memory_for(settings.members)
         full_replay = started_s(self._drain())
         return Restart(
             members=settings.members,
@@ -167,6 +169,7 @@ class _Measurement:
     def _build(self) -> float:
         """Let a worker meet every key, and return the events per second at which it did."""
         put_census(self._server, state_of(self._settings.workload))
+        find_memory_for(self._settings.members)
         return self._drain().said(" total events=").number("events_per_s")
 
     def _snapshot(self) -> float:
@@ -195,6 +198,7 @@ class _Measurement:
         return worker
 
     def _restart(self, path: Path, of: Checkpoint, known: Checkpoint) -> _Restarted:
+        find_memory_for(self._settings.members)
         forget_cached(path)
         worker = self._drain(*self._from_snapshot)
         if checkpoint_of(self._client, KEYS) != known:
