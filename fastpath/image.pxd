@@ -7,8 +7,8 @@ the state as it was when the image was begun. The index is not written; it is ma
 
 from libc.stdint cimport uint64_t
 
-from fastpath.decide cimport State
-from fastpath.table cimport Table
+from fastpath.decide cimport TABLES, State
+from fastpath.table cimport Preimages, Table
 
 
 cdef class StateImage:
@@ -18,6 +18,7 @@ cdef class StateImage:
     cdef bint open
     cdef dict shape
     cdef uint64_t names_size
+    cdef Preimages* ended[TABLES]
     cdef int start(self, object core, State* state) except -1
     cdef void stop(self) noexcept
     cdef bint write_stretch(self, sink, const char* base, uint64_t size) except -1

@@ -9,9 +9,11 @@ from fastpath.decide cimport TABLES, State
 from fastpath.table cimport (
     Block,
     Header,
+    Preimages,
     Table,
     line_of,
     prefetch,
+    preimages_free,
     preimages_start,
     preimages_stop,
     record_at,
@@ -49,21 +51,24 @@ cdef class StateImage:
                 preimages_start(&state.tables[number])
         except MemoryError:
             for number in range(TABLES):
-                preimages_stop(&state.tables[number])
+                preimages_free(preimages_stop(&state.tables[number]))
             raise
         self.open = True
         return 0
 
     def __dealloc__(self):
+        cdef int number
         # The state lives as long as the core, which this image holds.
         self.stop()
+        for number in range(TABLES):
+            preimages_free(self.ended[number])
 
     cdef void stop(self) noexcept:
         cdef int number
         if self.open:
             self.open = False
             for number in range(TABLES):
-                preimages_stop(&self.state.tables[number])
+                self.ended[number] = preimages_stop(&self.state.tables[number])
 
     @property
     def description(self):
@@ -74,6 +79,17 @@ cdef class StateImage:
         """End the image; a ``write`` that is under way fails. To be called by the thread that decides."""
         with self.lock:
             self.stop()
+
+    def discard(self):
+        """Give back the memory of an image that was closed: for another thread, since there may be gigabytes of it."""
+        cdef Preimages* ended
+        cdef int number
+        for number in range(TABLES):
+            with self.lock:
+                ended = self.ended[number]
+                self.ended[number] = NULL
+            with nogil:
+                preimages_free(ended)
 
     def write(self, sink):
         """Hand all of the image to ``sink``, in pieces of ``bytes``. To be called by another thread, once.

@@ -197,7 +197,8 @@ cdef void table_free(Table* table) noexcept nogil
 cdef char* table_insert(Table* table, uint64_t first, uint64_t second, int32_t day) except NULL nogil
 cdef int table_index(Table* table, uint32_t number) except -1 nogil
 cdef int preimages_start(Table* table) except -1 nogil
-cdef void preimages_stop(Table* table) noexcept nogil
+cdef Preimages* preimages_stop(Table* table) noexcept nogil
+cdef void preimages_free(Preimages* preimages) noexcept nogil
 cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil
 cdef uint64_t table_bytes(const Table* table) noexcept nogil
 cdef int table_reclaim(Table* table, int32_t day) except -1

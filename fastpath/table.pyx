@@ -134,7 +134,7 @@ cdef int table_init(Table* table, uint32_t stride, int32_t lifetime_days, uint32
 
 
 cdef void table_free(Table* table) noexcept nogil:
-    preimages_stop(table)
+    preimages_free(preimages_stop(table))
     region_free(&table.slots)
     region_free(&table.records)
     free(table.directory)
@@ -380,13 +380,18 @@ cdef int preimages_start(Table* table) except -1 nogil:
     return 0
 
 
-cdef void preimages_stop(Table* table) noexcept nogil:
-    """End an image, if one is taken."""
+cdef Preimages* preimages_stop(Table* table) noexcept nogil:
+    """End an image, if one is taken, and return what was saved for it, which is to be freed."""
     cdef Preimages* preimages = table.preimages
+    table.preimages = NULL
+    return preimages
+
+
+cdef void preimages_free(Preimages* preimages) noexcept nogil:
+    """Give back the memory of an image that has ended: any thread may, and it can take a tenth of a second."""
     cdef Block* block
     if preimages == NULL:
         return
-    table.preimages = NULL
     while preimages.first != NULL:
         block = preimages.first
         preimages.first = block.next

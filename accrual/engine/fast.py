@@ -259,6 +259,10 @@ class EngineImage:
         """End the image, written or not: for the thread that decides."""
         self._image.close()
 
+    def discard(self) -> None:
+        """Give back what a closed image has kept, which can be gigabytes: for another thread."""
+        self._image.discard()
+
 
 class FastBatch:
     """The last batch that the core decided, read out of its columns."""

@@ -82,13 +82,19 @@ class Recovery:
             try:
                 await self._resume(committed)
                 connection = await self._intake.connect()
+                page = self._page(self.checkpoint.batch, committed.batch)
                 try:
                     while self.checkpoint.batch < committed.batch:
-                        await self._replay_page(connection, committed.batch)
+                        values = await page
+                        page = self._page(self.checkpoint.batch + len(values), committed.batch)
+                        await self._replay(connection, values)
                         self._trouble.over()
                         reporter.report(self.checkpoint)
                 finally:
                     connection.close()
+                    page.cancel()
+                    # Whatever became of it, somebody must have asked.
+                    await asyncio.gather(page, return_exceptions=True)
             except (OSError, Refused, redis.RedisError) as error:
                 await asyncio.sleep(self._trouble.pause_s(error))
 
@@ -106,9 +112,8 @@ class Recovery:
         self.checkpoint = of
         self._link = Link(of.batch, of.digest, of.position, of.next_seq, of.rulebook)
 
-    async def _replay_page(self, connection: ReadConnection, last: int) -> None:
+    async def _replay(self, connection: ReadConnection, values: list[bytes]) -> None:
         """Replay the next few batches. While one is decided, the server looks up the events of the next."""
-        values = await self._values(self.checkpoint.batch + 1, last)
         chain = Chain(self._link)
         headers = [chain.feed_header(value) for value in values]
         stretches = [(header.after, header.through) for header in headers if header.type == "entries"]
@@ -125,7 +130,13 @@ class Recovery:
                 self._intake.reader.clear()
             self._link = header.link
 
+    def _page(self, after: int, last: int) -> asyncio.Task[list[bytes]]:
+        """Begin to read the next few batches behind batch ``after``."""
+        return asyncio.get_running_loop().create_task(self._values(after + 1, last))
+
     async def _values(self, first: int, last: int) -> list[bytes]:
+        if first > last:
+            return []
         page: Any = await self._client.xrange(self._keys.ledger, f"{first}-0", f"{last}-0", PAGE_BATCHES)
         if not page:
             raise StateMismatch(f"the ledger ends at batch {first - 1}, but the checkpoint is at batch {last}")

@@ -104,7 +104,12 @@ class Snapshots:
     ) -> None:
         batch = header.checkpoint.batch
         try:
-            size = await asyncio.to_thread(directory.write, header, image)
+            try:
+                size = await asyncio.to_thread(directory.write, header, image)
+            finally:
+                # What the engine saves for an image costs time and memory for as long as it is open.
+                image.close()
+                await asyncio.to_thread(image.discard)
             if size is None:
                 log.warning("snapshot batch=%d was given up: the records moved, or memory ran out", batch)
                 return
@@ -120,7 +125,6 @@ class Snapshots:
         except redis.RedisError as error:
             log.warning("the events stream was not trimmed: %s", error)
         finally:
-            image.close()
             self._task = None
 
     async def _trim(self, directory: SnapshotDirectory, landed: Checkpoint) -> None:

@@ -84,6 +84,21 @@ def test_there_is_one_image_at_a_time() -> None:
     engine.image().close()
 
 
+def test_what_an_image_has_kept_is_given_back_once() -> None:
+    engine = engine_with(100)
+    image = engine.image()
+    engine.decide_entries(entries(1, 100))
+    engine.decide_entries(entries(101, 100))
+    image.close()
+    image.discard()
+    image.discard()
+    assert not image.write(ignore)
+    description, data = image_of(engine)
+    again = FastEngine(parse(RULEBOOK), SECRET, 1, 3)
+    again.restore(description, BytesIO(data))
+    assert again.sizes == engine.sizes
+
+
 def test_an_image_is_given_up_where_the_records_move() -> None:
     engine = engine_with(100)
     image = engine.image()

@@ -35,6 +35,9 @@ class Image:
     def close(self) -> None:
         self._image.close()
 
+    def discard(self) -> None:
+        self._image.discard()
+
 
 class Engine(FastEngine):
     """An engine that finds no memory to begin its first image, nor to write its second."""
