@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from typing import Final
 
@@ -12,7 +11,7 @@ import redis.asyncio
 
 from accrual.engine import BatchHeader, Engine
 from accrual.errors import RulebookError, StreamError
-from accrual.ledger import RulebookRecord
+from accrual.ledger import RulebookRecord, digest_of
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
 from accrual.stream import Commit, Keys, ReadConnection, Refused, StreamId, pending_text, refuse
@@ -28,6 +27,8 @@ log = logging.getLogger("accrual.worker")
 
 # How much longer than the server holds a read its answer may take, before the connection is given up.
 REPLY_TIMEOUT_S: Final = 10.0
+# To hand a smaller batch to another thread takes longer than to digest it.
+INLINE_DIGEST_BYTES: Final = 128 * 1024
 
 
 class Pipeline:
@@ -65,8 +66,8 @@ class Pipeline:
     async def run(self, end: StreamId | None) -> None:
         """Read, decide and commit, up to ``end`` or for ever.
 
-        It may be cancelled wherever it waits: what was decided by then is in ``commits``, what was not is still in the
-        stream.
+        It may be cancelled wherever it waits: what is not in ``commits`` by then is still in the stream. The engine is
+        of no use afterwards, since it may have decided more than ``commits`` has.
         """
         while True:
             try:
@@ -92,7 +93,7 @@ class Pipeline:
                     asked_next = self._ask(connection, reader.last, end)
                     await asyncio.sleep(0)
                 await self._memory()
-                self._decide()
+                await self._decide()
             reader.clear()
             self._snapshots.consider(self.engine, commits)
             if not asked_next:
@@ -149,13 +150,15 @@ class Pipeline:
         events = max(self._settings.batch_events, self._intake.reader.entries)
         return self.engine.memory_bytes + self.engine.headroom_bytes(events) <= limit_bytes
 
-    def _decide(self) -> None:
-        """Decide the reply at hand and send the batch off. Nothing here waits, so it happens as a whole."""
+    async def _decide(self) -> None:
+        """Decide the reply at hand and send the batch off."""
         before = self._commits.tail
         batch = self._intake.decide(self.engine)
-        value = batch.encode(self._header())
-        after = before.after_entries(hashlib.sha256(value).digest(), batch.through, batch.counts)
-        self._commits.append(Commit(before, after, value, tuple(batch.rejected)))
+        value, rejected = batch.encode(self._header()), tuple(batch.rejected)
+        # From here on the reader may take in the next reply, which it does while another thread digests this batch.
+        digest = await asyncio.to_thread(digest_of, value) if len(value) > INLINE_DIGEST_BYTES else digest_of(value)
+        after = before.after_entries(digest, batch.through, batch.counts)
+        self._commits.append(Commit(before, after, value, rejected))
         self._progress.decided(batch)
         self._size.learn(batch)
 
@@ -197,6 +200,6 @@ class Pipeline:
         """Write into the ledger which rulebook decides from here on."""
         rulebook, before = self.engine.rulebook, self._commits.tail
         value = RulebookRecord.of(self._header(), rulebook, self._slack_days).encode()
-        after = before.after_rulebook(hashlib.sha256(value).digest(), rulebook.version, rulebook.digest)
+        after = before.after_rulebook(digest_of(value), rulebook.version, rulebook.digest)
         self._commits.append(Commit(before, after, value, adopts=rulebook.digest))
         log.info("adopted rulebook=%d name=%s batch=%d", rulebook.version, rulebook.name, after.batch)
