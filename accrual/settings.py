@@ -149,6 +149,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     adjust_approval_points: Annotated[
         int, Meta(ge=0, le=1 << 62, description="adjustments of more points than this wait for a second person")
     ] = 10_000
+    slow_interval_s: Annotated[
+        int, Meta(ge=1, le=86_400, description="how often `accrual jobs` looks for refunds and late events")
+    ] = 1
+    settle_interval_s: Annotated[
+        int, Meta(ge=1, le=86_400, description="how often it looks for days to be settled, or settled again")
+    ] = 60
+    remind_interval_s: Annotated[
+        int, Meta(ge=1, le=86_400, description="how often it looks for lots to be reminded of")
+    ] = 3600
+    expire_interval_s: Annotated[
+        int, Meta(ge=1, le=86_400, description="how often it looks for lots that have expired")
+    ] = 600
+    outbox_interval_s: Annotated[
+        int, Meta(ge=1, le=86_400, description="how often it looks for messages to be sent")
+    ] = 1
     progress: Annotated[
         bool | None, Meta(description="a line of progress per second on stderr; by default only on a terminal")
     ] = None

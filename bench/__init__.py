@@ -15,4 +15,5 @@
     restart    memory, snapshot, restart and replay of a large state
     growth     what an event costs in each tenth of a long stream
     book       the ledger into the book, against bare COPY; settlement
+    jobs       a large settlement and a large expiry: speed, memory, locks, and what others notice
 """

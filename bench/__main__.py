@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import book, core, drain, growth, latency, restart
+from bench import book, core, drain, growth, jobs, latency, restart
 from bench.machine import describe
 from bench.memory import find_memory
 from bench.report import save
@@ -31,6 +31,7 @@ examples:
   python -m bench latency --rate 100000 --seconds 10 --linger-ms 1
   python -m bench restart --state-members 1000000
   python -m bench book --events 1000000
+  python -m bench jobs --runs 1
 """
 
 
@@ -222,6 +223,22 @@ def _run_book(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
     _tell(f"everything is in {path}")
 
 
+def _run_jobs(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
+    quick = parsed.quick
+    settings = jobs.JobsSettings(
+        members=parsed.members or (QUICK_MEMBERS if quick else 1_000_000),
+        runs=parsed.runs or (2 if quick else 3),
+        alone_s=2.0 if quick else 10.0,
+        beside_events=parsed.events or (10 if quick else 40) * CHUNK_EVENTS,
+        seed=parsed.seed,
+        directory=parsed.directory,
+    )
+    result = jobs.measure_jobs(settings, _tell)
+    print(jobs.summary(result))
+    path = save(_name(parsed, "jobs"), machine, {"settings": settings, "result": result})
+    _tell(f"everything is in {path}")
+
+
 def _name(parsed: argparse.Namespace, benchmark: str) -> str:
     """Return what the file is called. What was tried quickly must not take the place of what was measured."""
     return parsed.name or (f"{benchmark}-quick" if parsed.quick else benchmark)
@@ -238,6 +255,7 @@ BENCHMARKS: Final[dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]
     "restart": _run_restart,
     "growth": _run_growth,
     "book": _run_book,
+    "jobs": _run_jobs,
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What the programme owes its members: points outstanding, and how they came and went in a period (SPEC section 9).
 
-Every movement counts on its *effective day*, which is recorded with it, so that a report can be made again:
+A movement belongs to the day on which the book posted it, by the clock of the programme: whatever comes late, is
+refunded or corrected afterwards belongs to a later day, and the report of a period that is over stays what it was. By
+*business day*, the other basis, a movement belongs to the day that it is about, and closed periods change:
 
 =====================  ==============================================================================
 entry                  its business day
@@ -19,10 +21,11 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -30,20 +33,34 @@ from accrual.book.database import Connection
 from accrual.errors import BookError, UsageError
 from accrual.rulebook import Rulebook, day_text
 
-__all__ = ["AGES", "LiabilityLine", "as_csv", "as_parquet", "liability"]
+__all__ = ["AGES", "Basis", "LiabilityLine", "as_csv", "as_parquet", "liability"]
+
+Basis: TypeAlias = Literal["posting", "business"]
 
 # Upper ends of the age brackets, in days since the points were earned; older ones are in a bracket of their own.
 AGES: Final = (30, 90, 180, 365)
 
-# Movements with the day of the points and the effective day. What touches `available` is told by lot; a part that no
-# lot covers has no day.
+# The time of posting is when the transaction began, so that one that began before midnight may end behind it.
+UNSETTLED_S: Final = 3600
+IS_OPEN: Final = """
+    SELECT now() < (%(last)s::date + 1)::timestamp AT TIME ZONE %(zone)s + make_interval(secs => %(unsettled_s)s)
+"""
+
+# Movements with the day of the points and the day that they belong to. What touches `available` is told by lot; a part
+# that no lot covers has no day.
 LEGS: Final = """
-    WITH moved AS (
-        SELECT 'accrue' AS kind, 'issuance' AS from_account, CASE outcome WHEN 'held' THEN 'held' ELSE 'pending' END
-            AS to_account, points, day, day AS effective, NULL::date[] AS lot_days, NULL::bigint[] AS lot_points
-        FROM book.entries WHERE outcome IN ('granted', 'held') AND points > 0
+    WITH posted AS (
+        SELECT number, min(booked_at) AS posted_at FROM book.batches GROUP BY number
+    ), moved AS (
+        SELECT 'accrue' AS kind, 'issuance' AS from_account, CASE e.outcome WHEN 'held' THEN 'held' ELSE 'pending' END
+            AS to_account, e.points, e.day, coalesce(b.posted_at, a.done_at) AS posted_at, e.day AS business_day,
+            NULL::date[] AS lot_days, NULL::bigint[] AS lot_points
+        FROM book.entries e LEFT JOIN posted b ON b.number = e.number
+        LEFT JOIN book.resolutions r ON e.late AND (r.partition_id, r.seq) = (e.partition_id, e.seq)
+        LEFT JOIN book.actions a USING (action)
+        WHERE e.outcome IN ('granted', 'held') AND e.points > 0
         UNION ALL
-        SELECT p.kind, p.from_account, p.to_account, p.points, p.day,
+        SELECT p.kind, p.from_account, p.to_account, p.points, p.day, p.booked_at,
             CASE p.kind WHEN 'adjust' THEN p.day WHEN 'expire' THEN (a.details ->> 'day')::date
                 WHEN 'refund' THEN greatest(d.day, p.day)
                 ELSE greatest((a.done_at AT TIME ZONE %(zone)s)::date, p.day) END,
@@ -54,7 +71,9 @@ LEGS: Final = """
         LEFT JOIN book.deferred d ON (d.partition_id, d.seq) = (r.partition_id, r.seq)
     ), parts AS (
         SELECT m.kind, m.from_account, m.to_account, coalesce(part.points, m.points) AS points,
-            CASE WHEN m.lot_days IS NULL THEN m.day ELSE part.day END AS day, m.effective, m.day AS earned
+            CASE WHEN m.lot_days IS NULL THEN m.day ELSE part.day END AS day, m.day AS earned,
+            CASE %(basis)s WHEN 'posting' THEN (m.posted_at AT TIME ZONE %(zone)s)::date ELSE m.business_day END
+                AS effective
         FROM moved m LEFT JOIN LATERAL unnest(m.lot_days, m.lot_points) AS part (day, points) ON true
     )
 """
@@ -70,7 +89,8 @@ MOVEMENT: Final = (
         coalesce(sum(points) FILTER (WHERE within AND to_account = 'redeemed'), 0),
         coalesce(sum(points) FILTER (WHERE within AND to_account = 'expired'), 0),
         coalesce(sum(CASE from_account WHEN 'issuance' THEN points ELSE -points END)
-            FILTER (WHERE within AND kind = 'adjust'), 0)
+            FILTER (WHERE within AND kind = 'adjust'), 0),
+        count(*) FILTER (WHERE effective IS NULL)
     FROM (SELECT *, effective BETWEEN %(first)s::date AND %(last)s::date AS within FROM parts) p
 """
 )
@@ -93,6 +113,9 @@ OUTSTANDING: Final = (
 )
 
 
+log = logging.getLogger("accrual.book")
+
+
 class LiabilityLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of the report; ``state`` and ``age`` (days) only of what is outstanding."""
 
@@ -104,12 +127,19 @@ class LiabilityLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def liability(
-    connection: Connection, rulebook: Rulebook, first_day: int, last_day: int, *, breakage: Decimal = Decimal(0)
+    connection: Connection,
+    rulebook: Rulebook,
+    first_day: int,
+    last_day: int,
+    *,
+    breakage: Decimal = Decimal(0),
+    basis: Basis = "posting",
 ) -> list[LiabilityLine]:
     """Return the report of the days ``first_day`` to ``last_day``, both included, at ``rulebook``'s fair value.
 
-    ``breakage`` is the share of outstanding points, 0 to 1, that is expected never to be spent. Raises ``BookError``
-    where what is outstanding is not what the movements come to.
+    ``basis`` says which day a movement belongs to, as above; days are those of ``rulebook``'s time zone. ``breakage``
+    is the share of outstanding points, 0 to 1, that is expected never to be spent. Raises ``BookError`` where what is
+    outstanding is not what the movements come to.
     """
     if not 0 <= breakage <= 1:
         raise UsageError(f"--breakage: {breakage} is not a share from 0 to 1")
@@ -121,13 +151,20 @@ def liability(
         "zone": rulebook.timezone,
         # A bracket begins behind the one before it.
         "ages": [age + 1 for age in AGES],
+        "basis": basis,
+        "unsettled_s": UNSETTLED_S,
     }
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if basis == "posting" and cursor.execute(IS_OPEN, parameters).fetchone() == (True,):
+            log.warning("%s ended less than an hour ago, if at all: the report may still change", day_text(last_day))
         cursor.execute(MOVEMENT, parameters)
-        opening, granted, reversed_points, redeemed, expired, adjusted = map(int, cursor.fetchone() or (0,) * 6)
+        row = cursor.fetchone() or (0,) * 7
+        opening, granted, reversed_points, redeemed, expired, adjusted, undated = map(int, row)
         cursor.execute(OUTSTANDING, parameters)
         outstanding = cursor.fetchall()
+    if undated:
+        raise BookError(f"{undated} movements belong to no day: what posted them is missing")
     closing = opening + granted - reversed_points - redeemed - expired + adjusted
     if sum(points for *_, points in outstanding) != closing:
         raise BookError(f"{closing} points should be outstanding, and {sum(row[-1] for row in outstanding)} are")

@@ -1,15 +1,18 @@
 """``jobs``: one process that does all the jobs of the book, each when it is time.
 
-Of several such processes one is at work and the others stand by; they would do no harm either, since every job is safe
-to run twice at once.
+Jobs that may take long have a thread of their own, with its own connections, so that no settlement keeps a released
+member waiting. Of several such processes one is at work in each of these lanes and the others stand by; they would do
+no harm either, since every job is safe to run twice, and beside every other, at once.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -36,8 +39,9 @@ Report: TypeAlias = dict[str, Any]
 LEADER_LOCK: Final = 0x6A6F_6273  # "jobs"
 STANDBY_S: Final = 1.0
 
-# In the order in which they are done: what was settled may be reminded of, and points expire after the last reminder.
-INTERVALS_S: Final = {"slow": 1.0, "settle": 60.0, "remind": 3600.0, "expire": 600.0, "outbox": 1.0}
+# Jobs of a lane are done one after the other: what was settled may be reminded of, and points expire after the last
+# reminder. What all of them have to tell is sent last where each is done once.
+LANES: Final = (("slow",), ("settle", "remind", "expire"), ("outbox",))
 
 # Days whose settlement is not finished, or that have got entries since the scheduler settled them last. Every day but
 # those of late events from long ago has a partition of its own, so that the days need no search.
@@ -110,42 +114,57 @@ class Scheduler:
         self._now_ms = now_ms
 
     def run(self, stopping: threading.Event) -> None:
-        """Do each job at its interval until ``stopping`` is set; a server or database that is away is waited for."""
+        """Do each job at its interval until ``stopping`` is set; a server or database that is away is waited for.
 
-        def work() -> None:
-            with self._leading(stopping) as jobs:
-                due_s = dict.fromkeys(INTERVALS_S, time.monotonic())
-                while not stopping.is_set():
-                    for name in [name for name, at_s in due_s.items() if at_s <= time.monotonic()]:
-                        _log(jobs.run(name))
-                        due_s[name] = time.monotonic() + INTERVALS_S[name]
-                    stopping.wait(max(0.0, min(due_s.values()) - time.monotonic()))
+        Raises what waiting cannot mend; then ``stopping`` is set too, so that the other lanes end.
+        """
 
-        run_again(work, stopping, longest_pause_s=self._settings.backoff_limit_ms / 1000)
+        def work(lane: int) -> None:
+            try:
+                longest_pause_s = self._settings.backoff_limit_ms / 1000
+                run_again(functools.partial(self._work, lane, stopping), stopping, longest_pause_s=longest_pause_s)
+            except BaseException:
+                stopping.set()
+                raise
+
+        with ThreadPoolExecutor(len(LANES), "jobs") as threads:
+            ended = [threads.submit(work, lane) for lane in range(len(LANES))]
+        for lane in ended:
+            lane.result()
 
     def run_once(self, stopping: threading.Event) -> Iterator[Report]:
         """Do each job once, when nobody else is at it any more, and say what each of them did."""
-        with self._leading(stopping) as jobs:
-            for name in INTERVALS_S:
-                if not stopping.is_set():
-                    yield from jobs.run(name)
+        for lane, names in enumerate(LANES):
+            with self._leading(lane, stopping) as jobs:
+                for name in names:
+                    if not stopping.is_set():
+                        yield from jobs.run(name)
+
+    def _work(self, lane: int, stopping: threading.Event) -> None:
+        with self._leading(lane, stopping) as jobs:
+            due_s = dict.fromkeys(LANES[lane], time.monotonic())
+            while not stopping.is_set():
+                for name in [name for name, at_s in due_s.items() if at_s <= time.monotonic()]:
+                    _log(jobs.run(name))
+                    due_s[name] = time.monotonic() + getattr(self._settings, f"{name}_interval_s")
+                stopping.wait(max(0.0, min(due_s.values()) - time.monotonic()))
 
     @contextmanager
-    def _leading(self, stopping: threading.Event) -> Iterator[_Jobs]:
+    def _leading(self, lane: int, stopping: threading.Event) -> Iterator[_Jobs]:
         """Wait for our turn. It ends with the connection, however that comes to its end."""
         with (
             open_book(self._settings.database) as connection,
             StreamServer(self._settings.redis).client() as client,
         ):
-            if not _leads(connection):
-                log.info("another scheduler is at work; standing by")
-                while not stopping.wait(STANDBY_S) and not _leads(connection):
+            if not _leads(connection, lane):
+                log.info("another scheduler does %s; standing by", ", ".join(LANES[lane]))
+                while not stopping.wait(STANDBY_S) and not _leads(connection, lane):
                     pass
             yield _Jobs(connection, client, self._rulebook, self._settings, stopping, self._now_ms)
 
 
-def _leads(connection: Connection) -> bool:
-    return connection.execute("SELECT pg_try_advisory_lock(%s, 0)", (LEADER_LOCK,)).fetchone() == (True,)
+def _leads(connection: Connection, lane: int) -> bool:
+    return connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LEADER_LOCK, lane)).fetchone() == (True,)
 
 
 class _Jobs:

@@ -27,7 +27,10 @@ def add(commands: Commands) -> None:
         "accrual jobs --rulebook rulebook.toml --redis redis://localhost:6379 --database postgresql://localhost/book",
         _run,
     )
-    add_settings(parser, "rulebook", "redis", "database", "refund_wait_hours", "backoff_limit_ms", "log_level")
+    intervals = [f"{job}_interval_s" for job in ("slow", "settle", "remind", "expire", "outbox")]
+    add_settings(
+        parser, "rulebook", "redis", "database", "refund_wait_hours", *intervals, "backoff_limit_ms", "log_level"
+    )
     parser.add_argument("--once", action="store_true", help="do each job once, print what it did, then exit")
 
 

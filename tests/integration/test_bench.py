@@ -12,6 +12,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from bench.book import BookSettings, measure_book, summary
 from bench.growth import PARTS, GrowthSettings, measure_growth
+from bench.jobs import JobsSettings, measure_jobs
+from bench.jobs import summary as summary_of_jobs
 from bench.latency import LatencySettings, measure_latency
 from bench.restart import RestartSettings, measure_restart
 from bench.workload import CHUNK_EVENTS
@@ -82,3 +84,23 @@ def test_a_ledger_is_booked_and_settled() -> None:
         assert 0 < shape.ingest.median < shape.bare.median
         assert shape.settle.median > 0
     assert "of bare copy" in summary(measured)
+
+
+def test_a_day_is_settled_and_expired_beside_others() -> None:
+    settings = JobsSettings(members=12_000, runs=1, alone_s=0.5, beside_events=CHUNK_EVENTS)
+    measured = measure_jobs(settings, lambda _: None)
+    assert measured.points == 600_000
+    for piece in measured.pieces:
+        assert 0 < piece.reads.median.median <= piece.reads.maximum.median
+        assert 0 < piece.ingests.median.median <= piece.ingests.maximum.median
+    jobs = [piece for piece in measured.pieces if piece.process is not None]
+    assert [piece.name for piece in jobs] == ["settle", "expire"]
+    for piece in jobs:
+        assert piece.rate is not None
+        assert piece.transactions is not None
+        # Three transactions of it, none of which is the whole of it.
+        assert piece.transactions.maximum.median < 1000 * measured.members / piece.rate.median
+        assert piece.process is not None
+        assert piece.backend is not None
+        assert min(piece.process.first_quarter.median, piece.backend.first_quarter.median) > 0
+    assert "of one transaction" in summary_of_jobs(measured)

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from accrual.book import Connection, Scheduler, connect, settle
+from accrual.book import Connection, Done, Scheduler, connect, release, schedule, settle
 from accrual.book.schedule import days_to_settle
+from accrual.errors import BookError
 from accrual.rulebook import Rulebook, day_number
 from accrual.settings import Settings
 from books import BOOK_RULEBOOK, DAY_MS, Partition, at, balance, facts, ingest, order, run_json
@@ -32,9 +33,9 @@ NOTHING = {"members": 0, "postings": 0, "points": 0}
 Order = dict[str, Any]
 
 
-def scheduler(valkey: Server, book: str, rulebook: Rulebook, day: int) -> Scheduler:
+def scheduler(valkey: Server, book: str, rulebook: Rulebook, day: int, **settings: Any) -> Scheduler:
     """Return a scheduler for which it is the morning of the ``day``-th day from 2026-11-10."""
-    return Scheduler(Settings(redis=valkey.url, database=book), rulebook, now_ms=lambda: at(day))
+    return Scheduler(Settings(redis=valkey.url, database=book, **settings), rulebook, now_ms=lambda: at(day))
 
 
 def once(valkey: Server, book: str, partition: Partition, day: int) -> list[dict[str, Any]]:
@@ -202,12 +203,51 @@ def test_two_schedulers_take_turns(valkey: Server, book: str, caplog: pytest.Log
         wait_until(lambda: connection.execute(locks).fetchone() == (0,))
 
 
+def test_a_blocked_settlement_keeps_nobody_else_waiting(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    partition.send(order(1), *(order(number, "m2", device="d") for number in range(2, 9)), order(9, "m3"))
+    partition.send(order(10, day=1))
+    refund = {"id": "r1", "kind": "order_refunded", "member": "m3", "ts": at(1, 20), "amount": 400, "order": "o9"}
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE pg_blocking_pids(pid) = ARRAY[%s::integer]"
+    with connect(book) as connection, connect(book) as blocker:
+        ingest(connection, partition)
+        assert balance(connection, "m2") == (50, 0, 20)
+        blocker.execute("BEGIN")
+        blocker.execute("SELECT FROM book.balances WHERE member = 'm1' FOR UPDATE")
+        with served(valkey, book, partition):
+            pid = (blocker.info.backend_pid,)
+            wait_until(lambda: connection.execute(blocked, pid).fetchone() == (1,))
+            partition.send(refund)
+            ingest(connection, partition)
+            release(connection, "m2", reason="checked", by="alice")
+            arrived = partition.client.xlen(partition.keys.events)
+            wait_until(lambda: partition.client.xlen(partition.keys.events) == arrived + 1)
+            wait_until(lambda: balance(connection, "m3") == (6, 0, 0))
+            assert connection.execute(blocked, pid).fetchone() == (1,)
+            assert balance(connection, "m1") == (20, 0, 0)
+            blocker.execute("ROLLBACK")
+            wait_until(lambda: balance(connection, "m1") == (10, 10, 0))
+
+
+def test_what_waiting_cannot_mend_ends_all_jobs(valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    partition = Partition(valkey.client())
+
+    def refuse(*_: object, **__: object) -> Done:
+        raise BookError("this cannot be mended")
+
+    monkeypatch.setattr(schedule, "expire", refuse)
+    stopping = threading.Event()
+    with pytest.raises(BookError, match="cannot be mended"):
+        scheduler(valkey, book, partition.rulebook, 1).run(stopping)
+    assert stopping.is_set()
+
+
 def test_the_database_may_go_away(valkey: Server, book: str, caplog: pytest.LogCaptureFixture) -> None:
     partition = Partition(valkey.client())
     partition.send(order(1))
     with connect(book) as connection:
         ingest(connection, partition)
-        with served(valkey, book, partition):
+        with served(valkey, book, partition, settle_interval_s=1):
             wait_until(lambda: balance(connection, "m1") == (0, 10, 0))
             # The scheduler is between two jobs when its day is marked as done.
             done = "SELECT count(*) FROM book.settled_days WHERE finished AND through IS NOT NULL"
@@ -257,14 +297,14 @@ def test_a_job_that_is_told_to_stop_ends_in_order(valkey: Server, book: str, tmp
 
 
 @contextlib.contextmanager
-def served(valkey: Server, book: str, partition: Partition) -> Iterator[threading.Event]:
+def served(valkey: Server, book: str, partition: Partition, **settings: Any) -> Iterator[threading.Event]:
     """Run a scheduler in a thread, on the second day, until the event that this gives is set or the block ends."""
     stopping = threading.Event()
     failed: list[Exception] = []
 
     def run() -> None:
         try:
-            scheduler(valkey, book, partition.rulebook, 1).run(stopping)
+            scheduler(valkey, book, partition.rulebook, 1, **settings).run(stopping)
         except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
             failed.append(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from workers import NOON_MS, RULEBOOK, SECRET, WorkerProcess, command, fill, ord
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
 PARTITION: Final = "city-1"
 KEYS: Final = Keys(PARTITION)
-ROLES: Final = ("worker", "producer", "archiver", "reader", "operator")
+ROLES: Final = ("worker", "producer", "archiver", "reader", "book", "jobs", "operator")
 
 # What the tests themselves ask for while a role is at work, in words that no role has; and what is always allowed.
 OURS: Final = {"config|resetstat", "hscan"}
@@ -211,6 +212,62 @@ def test_a_reader_needs_just_what_it_is_given(partition: Partition) -> None:
     assert partition.used(read) == granted("reader")
     client = partition.as_role("reader")
     for refused_command in (("XADD", KEYS.events, "*", "e", "x"), ("HSET", KEYS.checkpoint, "batch", "1")):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*refused_command)
+
+
+def test_the_book_needs_just_what_it_is_given(partition: Partition, book: str) -> None:
+    update = {"id": "u1", "kind": "member_updated", "member": "m1", "ts": NOON_MS + 400, "tier": "gold"}
+    fill(partition.client, PARTITION, [(f"{NOON_MS + 400}-0", {"j": json.dumps(update).encode()})])
+    partition.drain()
+    partition.client.config_set("appendfsync", "always")
+    partition.client.config_set("appendonly", "yes")
+    place = ("--rulebook", partition.rulebook, "--database", book)
+
+    def post_and_audit() -> None:
+        partition.run("book", "book", *place, "--drain")
+        secret = {"ACCRUAL_SECRET": SECRET.key.hex()}
+        done = command("audit", *place, "--redis", partition.url("book"), variables=secret)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+
+    assert partition.used(post_and_audit) == granted("book")
+    client = partition.as_role("book")
+    for refused_command in (
+        ("XADD", KEYS.events, "*", "e", "x"),
+        ("HSET", KEYS.checkpoint, "batch", "1"),
+        ("HGETALL", KEYS.rulebooks),
+        ("XRANGE", Keys("city-2").ledger, "-", "+"),
+    ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*refused_command)
+
+
+def test_jobs_need_just_what_they_are_given(partition: Partition, book: str) -> None:
+    partition.drain()
+    place = ("--rulebook", partition.rulebook, "--database", book)
+    partition.run("book", "book", *place, "--drain")
+    member = json.loads(partition.run("reader", "ledger").splitlines()[0])["member"]
+    url = ("--redis", partition.url("jobs"))
+
+    def work() -> None:
+        for words in (
+            ("confirm", "--database", book, "--member", member, "--reason", "abuse", "--by", "alice"),
+            ("jobs", *place, "--once"),
+            ("slow", *place, "--drain"),
+        ):
+            done = command(*words, *url)
+            assert done.returncode == 0, done.stderr.decode()
+
+    before = partition.client.xlen(KEYS.events)
+    assert partition.used(work) == granted("jobs")
+    assert partition.client.xlen(KEYS.events) == before + 1
+    client = partition.as_role("jobs")
+    for refused_command in (
+        ("XADD", KEYS.ledger, "*", "batch", "x"),
+        ("HSET", KEYS.checkpoint, "batch", "1"),
+        ("XRANGE", KEYS.ledger, "-", "+"),
+        ("XADD", Keys("city-2").events, "*", "e", "x"),
+    ):
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*refused_command)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from psycopg import sql
 
 from accrual.book import Connection, adjust, confirm, connect, expire, release, settle, slow
 from accrual.book.liability import LiabilityLine, liability
-from accrual.errors import UsageError
+from accrual.errors import BookError, UsageError
 from accrual.rulebook import day_number, parse
 from books import BOOK_RULEBOOK, Partition, at, ingest, order, run_json
 from servers import Server
@@ -39,24 +40,44 @@ def history(server: Server, connection: Connection) -> None:
     expire(connection, DAY + 365)
 
 
+def days_pass(connection: Connection, days: int) -> None:
+    """Let all that is booked have been booked so many days before."""
+    with connection.transaction():
+        connection.execute("SET LOCAL session_replication_role = replica")
+        for table, column in (("batches", "booked_at"), ("postings", "booked_at"), ("actions", "done_at")):
+            query = "UPDATE book.{} SET {} = {} - make_interval(days => %s)"
+            names = [sql.Identifier(name) for name in (table, column, column)]
+            connection.execute(sql.SQL(query).format(*names), (days,))
+
+
+def today(connection: Connection) -> int:
+    row = connection.execute("SELECT (now() AT TIME ZONE 'Asia/Shanghai')::date - date '1970-01-01'").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def movement(lines: list[LiabilityLine]) -> dict[str, int]:
+    names = ("opening", "granted", "reversed", "redeemed", "expired", "adjusted", "closing")
+    return {line.line: line.points for line in lines if line.line in names}
+
+
 def points(lines: list[LiabilityLine], name: str) -> int:
     return sum(line.points for line in lines if line.line == name)
 
 
-def test_each_opening_is_the_closing_before(valkey: Server, book: str) -> None:
+def test_by_business_day_each_opening_is_the_closing_before(valkey: Server, book: str) -> None:
     with connect(book) as connection:
         history(valkey, connection)
         before = 0
         for first, last in ((0, 0), (1, 1), (2, 2), (3, 9), (10, 30), (31, 364), (365, 365), (366, 1000)):
-            lines = liability(connection, RULEBOOK, DAY + first, DAY + last)
+            lines = liability(connection, RULEBOOK, DAY + first, DAY + last, basis="business")
             assert points(lines, "opening") == before
             before = points(lines, "closing")
             assert points(lines, "outstanding") == before
-        whole = liability(connection, RULEBOOK, DAY - 100, DAY + 1000)
+        whole = liability(connection, RULEBOOK, DAY - 100, DAY + 1000, basis="business")
         (owed,) = connection.execute("SELECT sum(pending + available + held) FROM book.balances").fetchone() or (0,)
         assert points(whole, "closing") == owed == before
-        movement = [(line.line, line.points) for line in whole if line.line != "outstanding"]
-        assert movement == [
+        assert [(line.line, line.points) for line in whole if line.line != "outstanding"] == [
             ("opening", 0),
             ("granted", 70 + 120 + 9),
             ("reversed", -15 - 9),
@@ -69,13 +90,98 @@ def test_each_opening_is_the_closing_before(valkey: Server, book: str) -> None:
         ]
 
 
+def test_a_period_that_is_over_never_changes(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    with connect(book) as connection:
+        now = today(connection)
+        first, second, third = (now - 60, now - 31), (now - 30, now - 1), (now, now + 29)
+
+        # Booked forty days ago, and settled but for the second day.
+        partition.send(order(1, amount=3000), order(2, "m2", day=1), order(3, "m3", amount=500))
+        ingest(connection, partition)
+        settle(connection, partition.rulebook, DAY)
+        days_pass(connection, 20)
+        closed = {"opening": 0, "granted": 45, "reversed": 0, "redeemed": 0, "expired": 0, "adjusted": 0, "closing": 45}
+
+        # Booked twenty days ago: of the days of the first period, and two refunds of its orders.
+        refunds = [
+            {"id": f"r{number}", "kind": "order_refunded", "member": member, "ts": at(4), "amount": 400, "order": paid}
+            for number, (member, paid) in enumerate((("m1", "o1"), ("m2", "o2")))
+        ]
+        partition.send(order(20, "m4", 999, ts=at(0, 300), at=at(4)), order(21, "m2", ts=at(1, 30), at=at(4)), *refunds)
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        adjust(connection, "m1", -3, reason="taken", note="", by="alice", approval_points=1000)
+        days_pass(connection, 20)
+        before = {period: liability(connection, RULEBOOK, *period) for period in (first, second)}
+        assert movement(before[first]) == closed
+        assert movement(before[second]) == {
+            "opening": 45,
+            "granted": 9 + 10,
+            "reversed": -8,
+            "redeemed": 0,
+            "expired": 0,
+            "adjusted": -3,
+            "closing": 53,
+        }
+
+        # Booked now.
+        partition.send(order(30, "m5", 1200, ts=at(0, 400), at=at(5)))
+        partition.send(
+            {"id": "r9", "kind": "order_refunded", "member": "m3", "ts": at(2), "amount": 500, "order": "o3"}
+        )
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        settle(connection, partition.rulebook, DAY + 1)
+        assert expire(connection, DAY + 365).points == 44
+        for period, lines in before.items():
+            assert liability(connection, RULEBOOK, *period) == lines
+        last = liability(connection, RULEBOOK, *third)
+        assert movement(last) == {
+            "opening": 53,
+            "granted": 12,
+            "reversed": -5,
+            "redeemed": 0,
+            "expired": -44,
+            "adjusted": 0,
+            "closing": 16,
+        }
+        (owed,) = connection.execute("SELECT sum(pending + available + held) FROM book.balances").fetchone() or (0,)
+        assert points(last, "outstanding") == owed == 16
+
+
+def test_the_programme_has_its_own_midnight(valkey: Server, book: str, caplog: pytest.LogCaptureFixture) -> None:
+    partition = Partition(valkey.client())
+    partition.send(order(1))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        now = today(connection)
+        caplog.clear()
+        connection.execute("SET session_replication_role = replica")
+        for seconds, granted in ((-1, [10, 0]), (0, [0, 10])):
+            connection.execute(
+                "UPDATE book.batches SET booked_at = (date '1970-01-01' + %s)::timestamp AT TIME ZONE 'Asia/Shanghai' "
+                "+ make_interval(secs => %s)",
+                (now - 9, seconds),
+            )
+            days = [liability(connection, RULEBOOK, now - ago, now - ago) for ago in (10, 9)]
+            assert [movement(lines)["granted"] for lines in days] == granted
+        assert not caplog.messages
+        liability(connection, RULEBOOK, now - 9, now)
+        assert "the report may still change" in caplog.text
+        # What posted them has gone.
+        connection.execute("DELETE FROM book.batches")
+        with pytest.raises(BookError, match="belong to no day"):
+            liability(connection, RULEBOOK, now - 9, now)
+
+
 def test_what_is_outstanding_by_state_and_age(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     partition.send(*(order(number, device="d") for number in range(1, 8)))
     partition.send(order(10, "m2", 3000, ts=at(40)))
     with connect(book) as connection:
         ingest(connection, partition)
-        lines = liability(connection, RULEBOOK, DAY + 35, DAY + 45, breakage=Decimal("0.1"))
+        lines = liability(connection, RULEBOOK, DAY + 35, DAY + 45, breakage=Decimal("0.1"), basis="business")
     outstanding = {
         (line.state, line.age): (line.points, line.value_fen) for line in lines if line.line == "outstanding"
     }
