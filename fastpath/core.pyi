@@ -14,6 +14,7 @@ class Core:
         cls,
         key: bytes,
         slack_days: int,
+        compact_json: Callable[[bytes], bytes | None],
         split_json: Callable[[bytes], list[tuple[bytes, bytes | None]]],
         segment_shift: int = ...,
     ) -> Self: ...

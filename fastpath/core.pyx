@@ -114,8 +114,10 @@ cdef inline bytes bytes_of(const char* data, uint64_t size):
 
 
 cdef class Core:
-    """The state machine. ``split_json`` turns the value of a JSON entry into a list of ``(original, compact)`` bytes,
-    ``compact`` being None where an item does not encode, or raises ``ValueError`` where the whole does not decode."""
+    """The state machine. ``compact_json`` turns the value of a JSON entry into the compact form of its one event, or
+    returns None where it is not as simple as that. Then ``split_json`` turns it into a list of ``(original, compact)``
+    bytes, ``compact`` being None where an item does not encode; it raises ``ValueError`` where the whole does not
+    decode."""
 
     cdef State state
     cdef Hashing hashing
@@ -128,6 +130,7 @@ cdef class Core:
     cdef Decoding decoding
     cdef FlatRulebook rulebook
     cdef bytes names
+    cdef object compact_json
     cdef object split_json
     cdef bytes key
     cdef list kept             # Python bytes that events point into
@@ -136,7 +139,8 @@ cdef class Core:
     cdef uint64_t through_seq
     cdef bint undecided        # a batch failed half-way: the state is not to be trusted
 
-    def __cinit__(self, bytes key, int slack_days, split_json, uint32_t segment_shift=DEFAULT_SEGMENT_SHIFT):
+    def __cinit__(self, bytes key, int slack_days, compact_json, split_json,
+                  uint32_t segment_shift=DEFAULT_SEGMENT_SHIFT):
         cdef SipKey sip
         if len(key) != 16:
             raise ValueError("the key must have 16 bytes")
@@ -145,6 +149,7 @@ cdef class Core:
         sip.first = int.from_bytes(key[:8], "little")
         sip.second = int.from_bytes(key[8:], "little")
         self.key = key
+        self.compact_json = compact_json
         self.split_json = split_json
         self.kept = []
         hashing_init(&self.hashing, sip)
@@ -428,27 +433,34 @@ cdef class Core:
         return 0
 
     cdef int take_json(self, const char* value, const RawEntry* raw) except -1 with gil:
-        cdef Event* event
-        cdef bytes compact, item
+        cdef bytes whole = bytes_of(value, raw.value_size)
         cdef uint32_t index = 0
+        compact = self.compact_json(whole)
+        if compact is not None:
+            self.take_json_item(whole, compact, raw, 0)
+            return 0
         try:
-            items = self.split_json(bytes_of(value, raw.value_size))
+            items = self.split_json(whole)
         except ValueError:
             self.new_event(raw, 0)
             return 0
-        for original, encoded in items:
-            event = self.new_event(raw, index)
+        for original, compact in items:
+            self.take_json_item(original, compact, raw, index)
             index += 1
-            if encoded is not None:
-                compact = encoded + PADDING_BYTES
-                self.kept.append(compact)
-                self.decode(PyBytes_AS_STRING(compact), len(encoded), event)
-            # What a dead letter keeps is the item as it came.
-            item = original
-            self.kept.append(item)
-            event.from_json = True
-            event.raw.data = PyBytes_AS_STRING(item)
-            event.raw.size = <uint32_t>len(item)
+        return 0
+
+    cdef int take_json_item(self, bytes original, bytes compact, const RawEntry* raw, uint32_t index) except -1:
+        """Decode an event from its compact form, or none if that is None; a dead letter keeps the item as it came."""
+        cdef Event* event = self.new_event(raw, index)
+        cdef bytes padded
+        if compact is not None:
+            padded = compact + PADDING_BYTES
+            self.kept.append(padded)
+            self.decode(PyBytes_AS_STRING(padded), len(compact), event)
+        self.kept.append(original)
+        event.from_json = True
+        event.raw.data = PyBytes_AS_STRING(original)
+        event.raw.size = <uint32_t>len(original)
         return 0
 
     cdef int decide_until(self, uint32_t end) except -1 nogil:

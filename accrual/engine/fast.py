@@ -47,13 +47,10 @@ _encode = msgspec.msgpack.encode
 
 
 def split_json(value: bytes) -> list[tuple[bytes, bytes | None]]:
-    """Return ``(original, compact)`` for every event of a JSON entry; ``compact`` is ``None`` for a bad item.
+    """Return ``(original, compact)`` for every event of a JSON entry that is not one plain event.
 
-    Raises ``ValueError`` where the value as a whole does not decode.
+    ``compact`` is ``None`` for a bad item. Raises ``ValueError`` where the value as a whole does not decode.
     """
-    compact = compact_if_plain(value)
-    if compact is not None:
-        return [(value, compact)]
     try:
         if not is_json_array(value):
             return [(value, _compact(mapping_from_json(value)))]
@@ -115,7 +112,7 @@ class FastEngine:
         segment_shift: int = DEFAULT_SEGMENT_SHIFT,
     ) -> None:
         self.slack_days = slack_days
-        self._core = Core(secret.key, slack_days, split_json, segment_shift)
+        self._core = Core(secret.key, slack_days, compact_if_plain, split_json, segment_shift)
         self._layouts = Layouts()
         self._moving = threading.Lock()
         self._image: StateImage | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -18,12 +18,12 @@ __all__ = [
     "mapping_from_json",
 ]
 
-# Items of a compact array but for the attributes.
-COMPACT_ITEMS: Final = 12
-
 
 class _PlainEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """An event with nothing unusual about it: no unknown field, every type the one of the table."""
+    """An event with nothing unusual about it: no unknown field, every type the one of the table.
+
+    Its fields are the items of a compact array in their order, but for the attributes, which few events have.
+    """
 
     id: str | None = None
     kind: str | None = None
@@ -37,15 +37,12 @@ class _PlainEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     city: str | None = None
     lines: list[tuple[str, int]] | None = None
     tags: list[str] | None = None
-    tier: str | None = None
-    card_until: int | None = None
-    immune_until: int | None = None
-    at: int | None = None
 
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
+_astuple = msgspec.structs.astuple
 _decoder = msgspec.json.Decoder()
-_plain_decoder = msgspec.json.Decoder(_PlainEvent)
+_decode_plain = msgspec.json.Decoder(_PlainEvent).decode
 _item_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -99,12 +96,9 @@ def compact_if_plain(data: bytes) -> bytes | None:
     A shortcut for nearly all events past ``mapping_from_json`` and ``compact_from_mapping``, with the same result.
     """
     try:
-        event = _plain_decoder.decode(data)
-        if event.tier is None and event.card_until is None and event.immune_until is None:
-            return _encoder.encode(msgspec.structs.astuple(event)[:COMPACT_ITEMS])
+        return _encode(_astuple(_decode_plain(data)))
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
-        pass
-    return None
+        return None
 
 
 def compact_from_mapping(fields: dict[str, Any]) -> bytes:
@@ -117,7 +111,7 @@ def compact_from_mapping(fields: dict[str, Any]) -> bytes:
     if "tier" in fields or "card_until" in fields or "immune_until" in fields:
         attributes = {"tier": get("tier"), "card_until": get("card_until"), "immune_until": get("immune_until")}
     try:
-        return _encoder.encode(
+        return _encode(
             (
                 *(get("id"), get("kind"), get("member"), get("ts"), get("amount"), get("order")),
                 *(get("device"), get("ip"), get("phone"), get("city"), get("lines"), get("tags")),

@@ -85,7 +85,7 @@ def test_a_failure_of_the_thread_is_one_of_the_engine(monkeypatch: pytest.Monkey
     monkeypatch.setattr(threading, "excepthook", hear)
     # The one that decides may come first to all of the JSON; but it has other things to do, so not every time.
     orders = [StreamEntry(NOON_MS, number, ((b"e", compact(order(number))),)) for number in range(1, 1001)]
-    entries = orders + [StreamEntry(NOON_MS + 1, number, ((b"j", b"{}"),)) for number in range(1000)]
+    entries = orders + [StreamEntry(NOON_MS + 1, number, ((b"j", b"[1]"),)) for number in range(1000)]
     for _ in range(100):
         engine = open_fast()
         engine.start_assistants()
