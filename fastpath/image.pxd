@@ -21,8 +21,7 @@ cdef class StateImage:
     cdef Preimages* ended[TABLES]
     cdef int start(self, object core, State* state) except -1
     cdef void stop(self) noexcept
-    cdef bint write_stretch(self, sink, const char* base, uint64_t size) except -1
-    cdef bytes piece(self, const char* source, uint64_t size)
+    cdef bint write_stretch(self, sink, bytearray place, const char* base, uint64_t size) except -1
     cdef list preimage_blocks(self, int number)
 
 

@@ -1,7 +1,8 @@
 import threading
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
@@ -21,7 +22,8 @@ from fastpath.table cimport (
     table_index,
 )
 
-PIECE_BYTES = 4 << 20
+# A piece is copied, digested and written while it is in the cache.
+PIECE_BYTES = 1 << 20
 
 cdef enum:
     SLOTS_AHEAD = 16           # records between the prefetch of a slot and its use
@@ -92,51 +94,45 @@ cdef class StateImage:
                 preimages_free(ended)
 
     def write(self, sink):
-        """Hand all of the image to ``sink``, in pieces of ``bytes``. To be called by another thread, once.
+        """Hand all of the image to ``sink``, in pieces that last as long as the call. For another thread, once.
 
         Returns False if the image was closed before its end, or memory ran out for it: then it is worth nothing.
         """
         cdef int number
         cdef list blocks
+        cdef bytearray place = bytearray(PIECE_BYTES)
         for number, (stride, count) in enumerate(self.shape["tables"]):
-            if not self.write_stretch(sink, self.state.tables[number].records.base, stride * count):
+            if not self.write_stretch(sink, place, self.state.tables[number].records.base, stride * count):
                 return False
-        if not self.write_stretch(sink, self.state.names.base, self.names_size):
+        if not self.write_stretch(sink, place, self.state.names.base, self.names_size):
             return False
         for number in range(TABLES):
             blocks = self.preimage_blocks(number)
             if blocks is None:
                 return False
-            sink(sum([size for _, size in blocks]).to_bytes(8, "little"))
+            sink(memoryview(sum([size for _, size in blocks]).to_bytes(8, "little")))
             for data, size in blocks:
-                if not self.write_stretch(sink, <const char*><uintptr_t>data, size):
+                if not self.write_stretch(sink, place, <const char*><uintptr_t>data, size):
                     return False
         return True
 
-    cdef bint write_stretch(self, sink, const char* base, uint64_t size) except -1:
-        """Hand ``size`` bytes to ``sink``, piece by piece. Returns False if the image was closed before their end.
+    cdef bint write_stretch(self, sink, bytearray place, const char* base, uint64_t size) except -1:
+        """Hand ``size`` bytes to ``sink``, copied to ``place`` piece by piece. Returns False if the image was closed.
 
         Between two pieces, and while one is copied, the thread that decides can go on.
         """
-        cdef uint64_t offset = 0
+        cdef char* target = PyByteArray_AS_STRING(place)
+        cdef uint64_t offset = 0, length
         while offset < size:
-            piece = self.piece(base + offset, min(size - offset, <uint64_t>PIECE_BYTES))
-            if piece is None:
-                return False
-            sink(piece)
-            offset += len(piece)
+            length = min(size - offset, <uint64_t>PIECE_BYTES)
+            with self.lock:
+                if not self.open:
+                    return False
+                with nogil:
+                    memcpy(target, base + offset, length)
+            sink(memoryview(place)[:length])
+            offset += length
         return True
-
-    cdef bytes piece(self, const char* source, uint64_t size):
-        """Return ``size`` bytes as they are now, or None if the image was closed."""
-        cdef bytes piece = PyBytes_FromStringAndSize(NULL, size)
-        cdef char* target = PyBytes_AS_STRING(piece)
-        with self.lock:
-            if not self.open:
-                return None
-            with nogil:
-                memcpy(target, source, size)
-        return piece
 
     cdef list preimage_blocks(self, int number):
         """Return where the records are that were saved of a table so far, and how many bytes of them.

@@ -248,8 +248,11 @@ class EngineImage:
         self._image = image
         self.description = {"layouts": layouts, "shape": image.description}
 
-    def write(self, sink: Callable[[bytes], object]) -> bool:
-        """Hand the image to ``sink``, piece by piece: for another thread. Returns whether it is whole."""
+    def write(self, sink: Callable[[memoryview], object]) -> bool:
+        """Hand the image to ``sink``, piece by piece: for another thread. Returns whether it is whole.
+
+        A piece is there only until ``sink`` returns.
+        """
         return self._image.write(sink)
 
     def close(self) -> None:

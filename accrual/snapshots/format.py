@@ -105,7 +105,7 @@ class _Digesting:
         self._digest = hashlib.sha256()
         self.size = 0
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         self._digest.update(piece)
         self.size += len(piece)
         rest = memoryview(piece)

@@ -112,7 +112,7 @@ def test_an_image_taken_while_the_engine_goes_on(
     for batch in batches[begun:written]:
         engine.decide_entries(batch)
     pieces: list[bytes] = []
-    assert image.write(pieces.append)
+    assert image.write(lambda piece: pieces.append(bytes(piece)))
     image.close()
     for batch in batches[written:]:
         engine.decide_entries(batch)

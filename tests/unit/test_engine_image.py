@@ -65,12 +65,12 @@ def engine_with(count: int) -> FastEngine:
 def image_of(engine: FastEngine) -> tuple[dict[str, Any], bytes]:
     image = engine.image()
     pieces: list[bytes] = []
-    assert image.write(pieces.append)
+    assert image.write(lambda piece: pieces.append(bytes(piece)))
     image.close()
     return image.description, b"".join(pieces)
 
 
-def ignore(_piece: bytes) -> None:
+def ignore(_piece: memoryview) -> None:
     """Take a piece of an image and do nothing with it."""
 
 

@@ -29,7 +29,7 @@ class Image:
         self._image = image
         self.description = image.description
 
-    def write(self, _sink: Callable[[bytes], object]) -> bool:
+    def write(self, _sink: Callable[[memoryview], object]) -> bool:
         raise MemoryError
 
     def close(self) -> None:
