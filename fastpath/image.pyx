@@ -22,8 +22,7 @@ from fastpath.table cimport (
     table_index,
 )
 
-# A piece is copied, digested and written while it is in the cache.
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 4 << 20
 
 cdef enum:
     SLOTS_AHEAD = 16           # records between the prefetch of a slot and its use

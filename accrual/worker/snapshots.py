@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
-import os
-import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import msgspec
 import redis.asyncio
@@ -29,8 +25,6 @@ from accrual.worker.commits import CommitQueue
 __all__ = ["Resumed", "Snapshots", "resume"]
 
 log = logging.getLogger("accrual.worker")
-
-NICENESS: Final = 10
 
 
 class Resumed(msgspec.Struct, frozen=True):
@@ -54,13 +48,6 @@ def copies_of(settings: Settings) -> SnapshotCopies | None:
     return SnapshotCopies(open_store(settings.snapshot_store), settings.partition, settings.snapshots_kept)
 
 
-def _give_way() -> None:
-    """Let every other thread go first: a snapshot has time."""
-    # Elsewhere this would be the priority of the process.
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-
-
 class Snapshots:
     """Takes a snapshot at intervals. The image is written by a thread; the engine pauses only to begin it.
 
@@ -79,7 +66,6 @@ class Snapshots:
         self._begun_s = time.monotonic()
         self._last_batch = -1
         self._task: asyncio.Task[None] | None = None
-        self._writer = ThreadPoolExecutor(1, "snapshot", initializer=_give_way)
 
     def consider(self, engine: Engine, commits: CommitQueue) -> None:
         """Begin a snapshot of ``engine``, which stands at the tail of ``commits``, if one is due."""
@@ -116,14 +102,14 @@ class Snapshots:
     async def _write(
         self, directory: SnapshotDirectory, header: SnapshotHeader, image: Any, commits: CommitQueue
     ) -> None:
-        batch, run = header.checkpoint.batch, asyncio.get_running_loop().run_in_executor
+        batch = header.checkpoint.batch
         try:
             try:
-                size = await run(self._writer, directory.write, header, image)
+                size = await asyncio.to_thread(directory.write, header, image)
             finally:
                 # What the engine saves for an image costs time and memory for as long as it is open.
                 image.close()
-                await run(self._writer, image.discard)
+                await asyncio.to_thread(image.discard)
             if size is None:
                 log.warning("snapshot batch=%d was given up: the records moved, or memory ran out", batch)
                 return
