@@ -1,7 +1,8 @@
-"""Findings made proposals: an adjustment for each member whose entry was decided wrongly, for a person to approve.
+"""Findings made proposals: an adjustment for each member whose points are wrong, for a person to approve.
 
-Only what can be said in points is proposed: an entry of the ledger that comes out with other points when it is decided
-again. The adjustment waits like any large one does, and names the finding as its key, so that it is proposed once.
+Only what can be said in points of one entry is proposed: an entry, of the ledger or late, that comes out with other
+points when it is decided again, and a refund that took others than it should have. The adjustment waits like any large
+one does, and names the entry as its key, so that it is proposed once, whichever checks have seen the fault.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ def propose(connection: Connection, findings: Iterable[Finding], *, by: str) -> 
 
 def _points(finding: Finding) -> int:
     """Return by how many points the member is to be put right; 0 where the finding is not about points."""
-    if finding.check != "decisions" or finding.seq is None:
+    if finding.seq is None:
+        return 0
+    if finding.owed is not None:
+        return finding.owed
+    if finding.check not in ("decisions", "late"):
         return 0
     return _moved(finding.expected) - _moved(finding.found)
 

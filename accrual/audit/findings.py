@@ -23,6 +23,8 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     day: str | None = None
     expected: Any = None
     found: Any = None
+    owed: int | None = None
+    """How many points more the member would have, were this right; where a check can say so."""
 
     def line(self) -> bytes:
         """Return the finding as a line of JSON, without the newline."""

@@ -54,7 +54,8 @@ def check_refunds(connection: Connection) -> Iterator[Finding]:
         keep = min(points, uncapped * (amount_fen - total) // amount_fen) if amount_fen else held
         expected = max(0, held - before - keep)
         if (reversed_points, posted) != (expected, expected):
-            yield about.finding("it reversed other points than it should have", expected, posted)
+            detail = "it reversed other points than it should have"
+            yield about.finding(detail, expected, posted, owed=posted - expected)
 
 
 class _About(NamedTuple):
@@ -66,7 +67,7 @@ class _About(NamedTuple):
     event: str
     day: str | None
 
-    def finding(self, detail: str, expected: object, found: object) -> Finding:
+    def finding(self, detail: str, expected: object, found: object, owed: int | None = None) -> Finding:
         return Finding(
             check="refunds",
             detail=f"refund {shown(self.event)}: {detail}",
@@ -76,4 +77,5 @@ class _About(NamedTuple):
             day=self.day,
             expected=expected,
             found=found,
+            owed=owed,
         )

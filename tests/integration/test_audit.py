@@ -28,7 +28,7 @@ from accrual.book import (
 from accrual.events import encode_compact, validate
 from accrual.rulebook import day_number
 from accrual.settings import Settings
-from books import BOOK_RULEBOOK, Partition, at, ingest, order
+from books import BOOK_RULEBOOK, Partition, at, balance, ingest, order
 from servers import Server
 from workers import SECRET, command
 
@@ -242,6 +242,26 @@ def test_an_error_that_is_planted(planted: tuple[Server, str, Partition], what: 
         assert connection.execute(statement).rowcount >= 1
     findings, _ = audit(server, url)
     assert {finding.check for finding in findings} == checks, [finding.line() for finding in findings]
+
+
+def test_what_a_refund_took_too_much_is_given_back_once(planted: tuple[Server, str, Partition]) -> None:
+    server, url, _ = planted
+    with connect(url) as connection:
+        row = connection.execute("SELECT points FROM book.postings WHERE number = " + FIRST.format("refund")).fetchone()
+        assert row is not None
+        points = row[0]
+        assert points > 0
+        connection.execute(AGAIN + FIRST.format("refund"))
+        findings, _ = audit(server, url)
+        (proposed,) = propose(connection, findings, by="audit")
+        assert (proposed["member"], proposed["points"]) == ("m2", points)
+        assert [line["points"] for line in propose(connection, findings, by="audit")] == [points]
+        (waiting,) = [one for one in waiting_adjustments(connection) if one.adjustment == proposed["adjustment"]]
+        assert (waiting.points, waiting.state) == (points, "waiting")
+        before = balance(connection, "m2")
+        approve(connection, waiting.adjustment, by="alice")
+        after = balance(connection, "m2")
+        assert sum(after) - sum(before) == points
 
 
 def test_dead_letters_that_are_gone(planted: tuple[Server, str, Partition]) -> None:
