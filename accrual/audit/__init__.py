@@ -13,7 +13,7 @@ texts are kept; what it checks is written a second time here, from the specifica
     lots        the dates on which lots expire
     caps        each business day: no more than a limit lets through
     run         all of it, in parallel over partitions, days and checks
-    correct     findings made adjustments that a person approves
+    correct     findings made proposals that a person approves, or carries out
 """
 
 from accrual.audit.correct import propose

@@ -25,6 +25,8 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     found: Any = None
     owed: int | None = None
     """How many points more the member would have, were this right; where a check can say so."""
+    posting: int | None = None
+    """The number of the posting that should not have been; where a check can say so."""
 
     def line(self) -> bytes:
         """Return the finding as a line of JSON, without the newline."""

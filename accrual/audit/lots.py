@@ -14,8 +14,9 @@ __all__ = ["check_lot_dates"]
 
 # PostgreSQL puts a day that the month does not have at the month's end, as the specification does.
 QUERY: Final = """
-    WITH formed AS (SELECT DISTINCT day, lot_expires_on FROM book.postings WHERE to_account = 'available'),
-    wrong AS (
+    WITH formed AS (
+        SELECT DISTINCT day, lot_expires_on FROM book.postings WHERE to_account = 'available' AND kind <> 'correct'
+    ), wrong AS (
         SELECT * FROM formed, LATERAL (
             SELECT array_agg((day + make_interval(months => months))::date) AS dates
             FROM unnest(%(months)s::integer[]) AS months
@@ -24,7 +25,7 @@ QUERY: Final = """
     )
     SELECT p.number, p.member, p.day::text, p.lot_expires_on::text, w.dates::text[]
     FROM book.postings p JOIN wrong w ON w.day = p.day AND w.lot_expires_on IS NOT DISTINCT FROM p.lot_expires_on
-    WHERE p.to_account = 'available' ORDER BY p.number
+    WHERE p.to_account = 'available' AND p.kind <> 'correct' ORDER BY p.number
 """
 
 

@@ -12,16 +12,19 @@ from accrual.book.texts import shown
 
 __all__ = ["check_refunds"]
 
-# With each refund, what had gone back of the order before it, and what its posting moved.
+# With each refund, what had gone back of the order before it, and what its postings moved: that is one, or none. What
+# was undone counts for nothing.
 QUERY: Final = """
     SELECT p.name, r.seq, d.member, d.event, o.day::text, r.order_partition_id, r.order_seq, r.order_late, o.member,
         o.outcome, o.amount_fen, o.uncapped, o.points, r.amount_fen, r.reversed, d.amount_fen,
         (SELECT coalesce(sum(x.points), 0)::bigint FROM book.postings x
             WHERE (x.partition_id, x.seq, x.late) = (r.order_partition_id, r.order_seq, r.order_late)
-            AND x.to_account = 'issuance' AND x.number < r.action),
-        (SELECT coalesce(sum(x.points), 0)::bigint FROM book.postings x
+            AND x.to_account = 'issuance' AND x.number < r.action AND x.kind <> 'correct'
+            AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = x.number)),
+        ARRAY(SELECT ARRAY[x.number, x.points] FROM book.postings x
             WHERE (x.partition_id, x.seq, x.late) = (r.order_partition_id, r.order_seq, r.order_late)
-            AND x.kind = 'refund' AND x.action = r.action AND x.cause_seq = r.seq)
+            AND x.kind = 'refund' AND x.action = r.action AND x.cause_seq = r.seq
+            AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = x.number) ORDER BY x.number)
     FROM book.refunds r JOIN book.deferred d USING (partition_id, seq) JOIN book.partitions p USING (partition_id)
     LEFT JOIN book.identities i ON i.paid_order = d.order_id
         AND (i.partition_id, i.seq, i.late) = (r.order_partition_id, r.order_seq, r.order_late)
@@ -35,7 +38,7 @@ def check_refunds(connection: Connection) -> Iterator[Finding]:
     refunded_fen: defaultdict[tuple[int, int, bool], int] = defaultdict(int)
     for row in connection.execute(QUERY):
         partition, seq, member, event, day, *key, owner, outcome, amount_fen, uncapped, points = row[:13]
-        refund_fen, reversed_points, asked_fen, before, posted = row[13:]
+        refund_fen, reversed_points, asked_fen, before, postings = row[13:]
         order = key[0], key[1], key[2]
         about = _About(partition, seq, member, event, day)
         if amount_fen is None:
@@ -53,9 +56,12 @@ def check_refunds(connection: Connection) -> Iterator[Finding]:
         held = points if outcome in ("granted", "held") else 0
         keep = min(points, uncapped * (amount_fen - total) // amount_fen) if amount_fen else held
         expected = max(0, held - before - keep)
+        posted = sum(moved for _, moved in postings)
         if (reversed_points, posted) != (expected, expected):
             detail = "it reversed other points than it should have"
-            yield about.finding(detail, expected, posted, owed=posted - expected)
+            too_many = [number for number, moved in postings if moved == posted - expected]
+            owed = {"posting": too_many[-1]} if too_many else {"owed": posted - expected}
+            yield about.finding(detail, expected, posted, **owed)
 
 
 class _About(NamedTuple):
@@ -67,7 +73,9 @@ class _About(NamedTuple):
     event: str
     day: str | None
 
-    def finding(self, detail: str, expected: object, found: object, owed: int | None = None) -> Finding:
+    def finding(
+        self, detail: str, expected: object, found: object, owed: int | None = None, posting: int | None = None
+    ) -> Finding:
         return Finding(
             check="refunds",
             detail=f"refund {shown(self.event)}: {detail}",
@@ -78,4 +86,5 @@ class _About(NamedTuple):
             expected=expected,
             found=found,
             owed=owed,
+            posting=posting,
         )

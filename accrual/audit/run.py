@@ -15,6 +15,7 @@ from redis import Redis
 
 from accrual.audit.caps import booked_days, check_caps, check_once, rulebooks
 from accrual.audit.connection import first_connection, same_moment
+from accrual.audit.correct import approved_corrections, correction_of
 from accrual.audit.decisions import EventSource, check_partition, stream_source
 from accrual.audit.findings import Finding
 from accrual.audit.late import check_late
@@ -23,12 +24,12 @@ from accrual.audit.refunds import check_refunds
 from accrual.audit.sums import check_sums, names_of_checks
 from accrual.blobs import open_store
 from accrual.book.database import Connection
-from accrual.errors import BookError
+from accrual.errors import BookError, UsageError
 from accrual.events import StreamEntry
 from accrual.outcomes import NO_SECRET, Secret
 from accrual.rulebook import Rulebook, load
 from accrual.settings import Settings
-from accrual.stream import Keys, StreamId, StreamServer, checkpoint_of
+from accrual.stream import Keys, StreamId, StreamServer, checkpoint_of, secret_check
 
 __all__ = ["Audit", "AuditReport"]
 
@@ -40,10 +41,14 @@ log = logging.getLogger("accrual.audit")
 
 
 class AuditReport(msgspec.Struct):
-    """What an audit did, apart from its findings: how many checks ran, and what could not be checked, in words."""
+    """What an audit did, apart from its findings: how many checks ran, and what could not be checked, in words.
+
+    ``put_right`` counts what is no finding any more, since an adjustment that was proposed for it has been approved.
+    """
 
     checks: int = 0
     findings: int = 0
+    put_right: int = 0
     notes: list[str] = msgspec.field(default_factory=list)
 
 
@@ -71,6 +76,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 partitions = self.partitions or _partitions(connection)
                 days = booked_days(connection, self.first_day, self.last_day)
+                approved = approved_corrections(connection)
             except psycopg.errors.UndefinedTable:
                 raise BookError("the database has no book") from None
             processes = opened.enter_context(ProcessPoolExecutor(self.workers, get_context("spawn")))
@@ -80,11 +86,13 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
                 findings, notes = future.result()
                 if self.complete:
                     findings += [Finding("not_audited", note) for note in notes]
+                open_ones = [finding for finding in findings if correction_of(finding) not in approved]
                 report.checks += 1
-                report.findings += len(findings)
+                report.findings += len(open_ones)
+                report.put_right += len(findings) - len(open_ones)
                 report.notes += notes
-                log.info("%s: %d findings", futures[future], len(findings))
-                yield from findings
+                log.info("%s: %d findings", futures[future], len(open_ones))
+                yield from open_ones
 
     def _submit(
         self,
@@ -117,10 +125,17 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         return {rulebook.version: rulebook for rulebook in configured + known}
 
     def secret_of(self, client: Redis, keys: Keys) -> Secret:
-        """Return the key of a partition's fingerprints: the configured one, or the one that the partition made."""
-        kept: Any = client.hget(keys.checkpoint, "secret")
-        text = self.settings.secret or (kept.decode() if kept else "")
-        return Secret(bytes.fromhex(text)) if text else NO_SECRET
+        """Return the key of a partition's fingerprints: the configured one, or the one that the partition made.
+
+        Raises ``UsageError`` where it is not the one that the partition was started with: nothing would come out right.
+        """
+        found: Any = client.hmget(keys.checkpoint, "secret", "secret_check")
+        kept, check = (value.decode() if value else "" for value in found)
+        text = self.settings.secret or kept
+        secret = Secret(bytes.fromhex(text)) if text else NO_SECRET
+        if check and check != secret_check(secret):
+            raise UsageError(f"secret: partition {keys.partition} was started with another one")
+        return secret
 
     def source_of(self, client: Redis, keys: Keys) -> EventSource:
         """Return where events are read: the stream, and the archive for what has left it."""

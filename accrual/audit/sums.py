@@ -1,6 +1,7 @@
 """What must add up in the whole book: a query for each check, in ``checks/``; no row, nothing wrong.
 
-A row is ``(partition, seq, member, day, expected, found, detail)``; the first four are null where they say nothing.
+A row is ``(partition, seq, member, day, expected, found, detail)``; the first four are null where they say nothing. The
+number of the posting that would put it right if it were undone may follow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def names_of_checks() -> list[str]:
 def check_sums(connection: Connection, name: str) -> Iterator[Finding]:
     """Yield what the check ``name`` finds."""
     text = importlib.resources.files("accrual.audit").joinpath("checks", f"{name}.sql").read_text(encoding="utf-8")
-    for partition, seq, member, day, expected, found, detail in connection.execute(text):
+    for partition, seq, member, day, expected, found, detail, *posting in connection.execute(text):
         yield Finding(
             check=name,
             detail=detail,
@@ -34,4 +35,5 @@ def check_sums(connection: Connection, name: str) -> Iterator[Finding]:
             day=day,
             expected=expected,
             found=found,
+            posting=posting[0] if posting else None,
         )

@@ -17,7 +17,7 @@
     schedule      all the jobs in one process, each when it is time
 """
 
-from accrual.book.adjust import Adjustment, adjust, approve, reject, waiting_adjustments
+from accrual.book.adjust import Adjustment, adjust, approve, reject, undo, waiting_adjustments
 from accrual.book.chunks import Done
 from accrual.book.database import Connection, connect, migrate, open_book
 from accrual.book.exceptions import close_exception, exceptions
@@ -61,5 +61,6 @@ __all__ = [
     "settle",
     "slow",
     "statement",
+    "undo",
     "waiting_adjustments",
 ]

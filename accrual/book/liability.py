@@ -11,7 +11,7 @@ expiry                 the day that was expired
 adjustment             the business day on which it was posted
 settlement, release,   the local date on which it was done, but never before the business day of the points
 confirmation,
-clawback
+clawback, correction
 =====================  ==============================================================================
 
 Points are integers, and what they are worth is an exact fraction of a fen until it is rounded, once, half up.
@@ -81,17 +81,19 @@ LEGS: Final = """
 MOVEMENT: Final = (
     LEGS  # noqa: S608 - nothing but texts of this file
     + """
-    SELECT coalesce(sum(points) FILTER (WHERE effective < %(first)s AND from_account = 'issuance'), 0)
-            - coalesce(sum(points) FILTER (
-                WHERE effective < %(first)s AND to_account IN ('issuance', 'redeemed', 'expired')), 0),
+    SELECT coalesce(sum(points * outstanding) FILTER (WHERE effective < %(first)s), 0),
         coalesce(sum(points) FILTER (WHERE within AND kind = 'accrue'), 0),
         coalesce(sum(points) FILTER (WHERE within AND kind IN ('refund', 'confirm', 'clawback')), 0),
         coalesce(sum(points) FILTER (WHERE within AND to_account = 'redeemed'), 0),
         coalesce(sum(points) FILTER (WHERE within AND to_account = 'expired'), 0),
-        coalesce(sum(CASE from_account WHEN 'issuance' THEN points ELSE -points END)
-            FILTER (WHERE within AND kind = 'adjust'), 0),
+        coalesce(sum(points * outstanding) FILTER (WHERE within AND kind IN ('adjust', 'correct')), 0),
         count(*) FILTER (WHERE effective IS NULL)
-    FROM (SELECT *, effective BETWEEN %(first)s::date AND %(last)s::date AS within FROM parts) p
+    FROM (
+        SELECT *, effective BETWEEN %(first)s::date AND %(last)s::date AS within,
+            (from_account IN ('issuance', 'redeemed', 'expired'))::integer
+                - (to_account IN ('issuance', 'redeemed', 'expired'))::integer AS outstanding
+        FROM parts
+    ) p
 """
 )
 

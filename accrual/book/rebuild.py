@@ -1,8 +1,8 @@
 """``book rebuild``: balances, lots and the states of members made anew from the facts; what differs is said.
 
 Whoever changes points locks balances first, so that holding those keeps facts and projections as they are until the two
-have been compared and put right: ingester and jobs wait, those who read do not. Only rows that differ are written. What
-facts do not tell of a member (tier, card, immunity) stays as it is.
+have been compared and put right: ingester and jobs wait, those who read do not. Of a single member only that member's
+are held. Only rows that differ are written. What facts do not tell of a member (tier, card, immunity) stays as it is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import psycopg
+from psycopg import errors
 
 from accrual.book.database import Connection, retried
-from accrual.book.posting import act
+from accrual.book.posting import act, lock_members
 from accrual.book.texts import shown, stored
+from accrual.errors import BookError
 from accrual.rulebook import parse
 
-__all__ = ["rebuild"]
+__all__ = ["rebuild", "rebuild_member"]
 
 PAGE_ROWS: Final = 500
 
@@ -32,17 +34,19 @@ CREATE_DIFFERENCES: Final = """
 
 COMPARE_BALANCES: Final = """
     WITH facts AS (
-        SELECT member, sum(points) FILTER (WHERE account = 'pending') AS pending,
-            sum(points) FILTER (WHERE account = 'available') AS available,
-            sum(points) FILTER (WHERE account = 'held') AS held
-        FROM book.legs WHERE member IS NOT NULL GROUP BY member
+        SELECT m.member, sum(side.points) FILTER (WHERE account = 'pending') AS pending,
+            sum(side.points) FILTER (WHERE account = 'available') AS available,
+            sum(side.points) FILTER (WHERE account = 'held') AS held
+        FROM book.movements m, LATERAL (VALUES (from_account, -points), (to_account, points)) AS side (account, points)
+        WHERE %(member)s::text IS NULL OR m.member = %(member)s GROUP BY m.member
     ), both_sides AS (
         SELECT coalesce(b.member, f.member) AS member,
             jsonb_build_object('pending', coalesce(b.pending, 0), 'available', coalesce(b.available, 0),
                 'held', coalesce(b.held, 0)) AS was,
             jsonb_build_object('pending', coalesce(f.pending, 0), 'available', coalesce(f.available, 0),
                 'held', coalesce(f.held, 0)) AS is_now
-        FROM book.balances b FULL JOIN facts f ON f.member = b.member
+        FROM (SELECT * FROM book.balances WHERE %(member)s::text IS NULL OR member = %(member)s) b
+        FULL JOIN facts f ON f.member = b.member
         WHERE (coalesce(b.pending, 0), coalesce(b.available, 0), coalesce(b.held, 0))
             <> (coalesce(f.pending, 0), coalesce(f.available, 0), coalesce(f.held, 0))
     )
@@ -55,13 +59,14 @@ COMPARE_LOTS: Final = """
         SELECT p.member, part.day, min(p.lot_expires_on) AS expires_on,
             sum(CASE p.to_account WHEN 'available' THEN part.points ELSE -part.points END) AS points
         FROM book.postings p, unnest(p.lot_days, p.lot_points) AS part (day, points)
-        WHERE part.day IS NOT NULL GROUP BY p.member, part.day
+        WHERE part.day IS NOT NULL AND (%(member)s::text IS NULL OR p.member = %(member)s) GROUP BY p.member, part.day
     )
     INSERT INTO differences (projection, member, day, was, is_now)
     SELECT 'lots', coalesce(l.member, f.member), coalesce(l.day, f.day),
         CASE WHEN l.member IS NOT NULL THEN jsonb_build_object('expires_on', l.expires_on, 'points', l.points) END,
         CASE WHEN f.member IS NOT NULL THEN jsonb_build_object('expires_on', f.expires_on, 'points', f.points) END
-    FROM book.lots l FULL JOIN facts f ON (f.member, f.day) = (l.member, l.day)
+    FROM (SELECT * FROM book.lots WHERE %(member)s::text IS NULL OR member = %(member)s) l
+    FULL JOIN facts f ON (f.member, f.day) = (l.member, l.day)
     WHERE (l.expires_on, l.points) IS DISTINCT FROM (f.expires_on, f.points)
 """
 
@@ -95,7 +100,7 @@ COMPARE_STATES: Final = """
             max(ARRAY[number, seq]) FILTER (WHERE state = 'frozen') AS frozen,
             max(ARRAY[number, seq]) FILTER (WHERE state <> 'frozen') AS judged,
             (array_agg(state ORDER BY number DESC, seq DESC) FILTER (WHERE state <> 'frozen'))[1] AS verdict
-        FROM changes GROUP BY member
+        FROM changes WHERE %(member)s::text IS NULL OR member = %(member)s GROUP BY member
     ), facts AS (
         SELECT member, partition_id, number,
             CASE WHEN verdict = 'blocked' THEN 'blocked' WHEN frozen > judged OR judged IS NULL THEN 'frozen'
@@ -106,8 +111,14 @@ COMPARE_STATES: Final = """
     SELECT 'members', coalesce(m.member, f.member),
         CASE WHEN m.member IS NOT NULL THEN jsonb_build_object('state', m.state) END,
         jsonb_build_object('state', coalesce(f.state, 'active')), f.partition_id, f.number
-    FROM book.members m FULL JOIN facts f ON f.member = m.member
+    FROM (SELECT * FROM book.members WHERE %(member)s::text IS NULL OR member = %(member)s) m
+    FULL JOIN facts f ON f.member = m.member
     WHERE coalesce(m.state, 'active') <> coalesce(f.state, 'active')
+"""
+
+FITS: Final = """
+    SELECT greatest(available, 0) = (SELECT coalesce(sum(points), 0) FROM book.lots WHERE member = %(member)s)
+    FROM book.balances WHERE member = %(member)s
 """
 
 PUT_RIGHT: Final = (
@@ -138,31 +149,65 @@ PUT_RIGHT: Final = (
 )
 
 
-def rebuild(connection: Connection, *, by: str = "operator", dry_run: bool = False) -> Iterator[dict[str, Any]]:
+def rebuild(
+    connection: Connection, *, by: str = "operator", member: str | None = None, dry_run: bool = False
+) -> Iterator[dict[str, Any]]:
     """Make the projections anew, in one transaction, and yield what differed: what was there, and what it is now.
 
-    All is in place before the first difference comes. With ``dry_run`` nothing is changed.
+    All is in place before the first difference comes. Of one ``member`` only, if named. With ``dry_run`` nothing is
+    changed. Raises ``BookError`` where the facts come to what cannot be: a posting is wrong then, and the audit says
+    which.
     """
-    retried(lambda: _rebuild(connection, by, dry_run=dry_run))
+    name = None if member is None else stored(member)
+
+    def work() -> None:
+        with connection.transaction(), connection.cursor() as cursor:
+            found = _compare(cursor, name)
+            if found and not dry_run:
+                _put_right(cursor)
+                act(cursor, "rebuild", by=stored(by), details={"differences": found})
+
+    retried(work)
     with connection.transaction(), connection.cursor(name="differences") as cursor:
         cursor.itersize = PAGE_ROWS
         cursor.execute("SELECT projection, member, day::text, was, is_now FROM differences ORDER BY 1, 2, 3")
-        for projection, member, day, was, is_now in cursor:
-            about = {"projection": projection, "member": shown(member)} | ({"day": day} if day else {})
+        for projection, of, day, was, is_now in cursor:
+            about = {"projection": projection, "member": shown(of)} | ({"day": day} if day else {})
             yield about | {"was": was, "is": is_now}
 
 
-def _rebuild(connection: Connection, by: str, *, dry_run: bool) -> None:
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(CREATE_DIFFERENCES)
-        cursor.execute("TRUNCATE differences")
+def rebuild_member(cursor: psycopg.Cursor[Any], name: str) -> None:
+    """Make the projections of the member ``name`` (as ``stored``) anew, within the cursor's transaction.
+
+    Raises ``BookError`` as ``rebuild`` does.
+    """
+    _compare(cursor, name)
+    _put_right(cursor)
+    cursor.execute(FITS, {"member": name})
+    if cursor.fetchone() == (False,):
+        raise BookError(f"the lots of member {shown(name)} do not come to what is available")
+
+
+def _compare(cursor: psycopg.Cursor[Any], name: str | None) -> int:
+    """Write down what differs, and return how much; nobody changes points until the transaction ends."""
+    cursor.execute(CREATE_DIFFERENCES)
+    cursor.execute("TRUNCATE differences")
+    if name is None:
         cursor.execute(LOCK)
-        _note_freezing_limits(cursor)
-        found = sum(cursor.execute(query).rowcount for query in (COMPARE_BALANCES, COMPARE_LOTS, COMPARE_STATES))
-        if found and not dry_run:
-            for statement in PUT_RIGHT:
-                cursor.execute(statement)
-            act(cursor, "rebuild", by=stored(by), details={"differences": found})
+    else:
+        lock_members(cursor, [name])
+    _note_freezing_limits(cursor)
+    queries = (COMPARE_BALANCES, COMPARE_LOTS, COMPARE_STATES)
+    return sum(cursor.execute(query, {"member": name}).rowcount for query in queries)
+
+
+def _put_right(cursor: psycopg.Cursor[Any]) -> None:
+    try:
+        for statement in PUT_RIGHT:
+            cursor.execute(statement)
+    except (errors.CheckViolation, errors.NotNullViolation) as error:
+        said = error.diag.message_detail or ""
+        raise BookError(f"the postings come to what cannot be, so one of them is wrong: {said}") from error
 
 
 def _note_freezing_limits(cursor: psycopg.Cursor[Any]) -> None:

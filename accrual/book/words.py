@@ -89,6 +89,9 @@ def explain(posting: Posting, rulebook: Rulebook | None) -> str:
             said = f"{points} of the lot of {posting.day} expired"
         case "adjust":
             said = f"{points} {were} {'given' if posting.to_account == 'available' else 'taken'}{decided}"
+        case "correct":
+            undone = f"Posting {posting.details.get('corrects')}, {posting.details.get('kind')}, was undone"
+            said = f"{undone}: {points} went back from {posting.from_account} to {posting.to_account}{decided}"
         case _:
             said = f"{points} {were} redeemed{decided}"
     return f"{said}{_lots(posting)}."
@@ -196,7 +199,8 @@ def _arrived(posting: Posting, day: str | None, points: int) -> str:
     if day is None:
         return f"{points} made up for a balance below zero"
     verb = "is" if points == 1 else "are"
-    return f"{points} {verb} in the lot of {day}, which expires on {posting.lot_expires_on}"
+    until = f", which expires on {posting.lot_expires_on}" if posting.lot_expires_on else ""
+    return f"{points} {verb} in the lot of {day}{until}"
 
 
 def _left(_: Posting, day: str | None, points: int) -> str:

@@ -16,9 +16,10 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "adjust",
-        "give points to a member or take them, or decide on an adjustment that waits for a second person",
+        "give points to a member or take them, undo a posting, or decide on what waits for a second person",
         "accrual adjust --database postgresql://localhost/book --member m1 --points -5 --reason goodwill "
         "--note 'late delivery' --by alice\n"
+        "  accrual adjust --database postgresql://localhost/book --undo 81320 --reason posted-twice --by alice\n"
         "  accrual adjust --database postgresql://localhost/book --list\n"
         "  accrual adjust --database postgresql://localhost/book --approve adjust-1f2e3d4c5b6a7980 --by bob",
         _run,
@@ -30,6 +31,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--note", metavar="TEXT", default="", help="why, in words")
     parser.add_argument("--by", metavar="WHO", help="who decides it")
     parser.add_argument("--id", metavar="KEY", default="", help="makes it unique: the same one is never posted twice")
+    parser.add_argument(
+        "--undo", type=int, metavar="N", help="ask for the posting of that number to be undone; somebody else approves"
+    )
     parser.add_argument("--approve", metavar="KEY", help="post one that waits")
     parser.add_argument("--reject", metavar="KEY", help="turn down one that waits")
     parser.add_argument("--list", action="store_true", help="print those that wait, oldest first")
@@ -40,12 +44,11 @@ def _run(parsed: argparse.Namespace) -> int:
     from accrual import book
 
     settings = settings_of(parsed, "database")
-    deeds = ("approve", "reject", "list")
-    if sum(bool(getattr(parsed, deed)) for deed in deeds) > 1:
-        raise UsageError("--approve, --reject and --list: one at a time")
-    if not parsed.list:
-        chosen = parsed.approve or parsed.reject
-        _require(parsed, *(("by",) if chosen else ("member", "points", "reason", "by")))
+    deeds = {"approve": ("by",), "reject": ("by",), "list": (), "undo": ("reason", "by")}
+    chosen = [deed for deed in deeds if getattr(parsed, deed)]
+    if len(chosen) > 1:
+        raise UsageError("--approve, --reject, --list and --undo: one at a time")
+    _require(parsed, *(deeds[chosen[0]] if chosen else ("member", "points", "reason", "by")))
     with book.open_book(settings.database) as connection:
         if parsed.list:
             write_json(book.waiting_adjustments(connection))
@@ -54,6 +57,16 @@ def _run(parsed: argparse.Namespace) -> int:
             done = book.approve(connection, parsed.approve, by=parsed.by, dry_run=parsed.dry_run)
         elif parsed.reject:
             done = book.reject(connection, parsed.reject, by=parsed.by, dry_run=parsed.dry_run)
+        elif parsed.undo:
+            done = book.undo(
+                connection,
+                parsed.undo,
+                reason=parsed.reason,
+                note=parsed.note,
+                by=parsed.by,
+                key=parsed.id,
+                dry_run=parsed.dry_run,
+            )
         else:
             done = book.adjust(
                 connection,

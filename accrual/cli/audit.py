@@ -49,7 +49,12 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--complete", action="store_true", help="what cannot be decided again, since its events are gone, is a finding"
     )
-    parser.add_argument("--propose", type=Path, metavar="FILE", help="make findings adjustments that wait for approval")
+    parser.add_argument(
+        "--propose",
+        type=Path,
+        metavar="FILE",
+        help="say what puts each finding right; what is to be posted waits for approval",
+    )
     parser.add_argument("--by", metavar="WHO", help="with --propose: who proposes them")
 
 
@@ -75,7 +80,8 @@ def _run(parsed: argparse.Namespace) -> int:
     write_lines(finding.line() for finding in audit.run(report))
     for note in report.notes:
         print(f"accrual audit: {note}", file=sys.stderr)
-    print(f"accrual audit: {report.checks} checks, {report.findings} findings", file=sys.stderr)
+    put_right = f", and {report.put_right} that adjustments have put right" if report.put_right else ""
+    print(f"accrual audit: {report.checks} checks, {report.findings} findings{put_right}", file=sys.stderr)
     return 1 if report.findings else 0
 
 

@@ -41,6 +41,7 @@ def add(commands: Commands) -> None:
         "--drain", action="store_true", help="post up to the end of the ledger as it is at the start, then exit"
     )
     parser.add_argument("--by", metavar="WHO", default="operator", help="with rebuild: who has it done")
+    parser.add_argument("--member", metavar="M", help="with rebuild: of this member only")
     parser.add_argument("--dry-run", action="store_true", help="with rebuild: say what differs, and change nothing")
 
 
@@ -54,7 +55,7 @@ def _rebuild(parsed: argparse.Namespace) -> int:
 
     settings = settings_of(parsed, "database")
     with open_book(settings.database) as connection:
-        return 1 if write_json(rebuild(connection, by=parsed.by, dry_run=parsed.dry_run)) else 0
+        return 1 if write_json(rebuild(connection, by=parsed.by, member=parsed.member, dry_run=parsed.dry_run)) else 0
 
 
 def _follow(parsed: argparse.Namespace) -> int:

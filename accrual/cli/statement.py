@@ -11,7 +11,19 @@ from accrual.rulebook import day_text
 __all__ = ["add"]
 
 
-KINDS = ("accrue", "late", "settle", "release", "confirm", "refund", "clawback", "expire", "adjust", "redeem")
+KINDS = (
+    "accrue",
+    "late",
+    "settle",
+    "release",
+    "confirm",
+    "refund",
+    "clawback",
+    "expire",
+    "adjust",
+    "redeem",
+    "correct",
+)
 ACCOUNTS = ("pending", "available", "held", "issuance", "expired", "redeemed")
 
 

@@ -38,7 +38,7 @@ from accrual.stream.connections import CommandConnection, ReadConnection, Refuse
 from accrual.stream.deadletters import StoredLetter, last_letter, read_letters, redrive
 from accrual.stream.keys import Keys, partition_names
 from accrual.stream.messages import Message, send_messages, sent_position, stream_time_ms
-from accrual.stream.ownership import Heartbeat, Held, Owned, Ownership
+from accrual.stream.ownership import Heartbeat, Held, Owned, Ownership, secret_check
 from accrual.stream.replies import PlainReplyReader, Reader, open_reader
 from accrual.stream.resp import command
 from accrual.stream.rulebooks import Standing, offer, pending_text, refuse, standing
@@ -86,6 +86,7 @@ __all__ = [
     "read_letters",
     "redrive",
     "refuse",
+    "secret_check",
     "send_messages",
     "sent_position",
     "standing",

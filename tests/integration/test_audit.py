@@ -12,6 +12,7 @@ import pytest
 
 import accrual.audit
 from accrual.audit import Audit, AuditReport, Finding, propose
+from accrual.audit.correct import REMEDIES
 from accrual.book import (
     Connection,
     adjust,
@@ -19,16 +20,19 @@ from accrual.book import (
     confirm,
     connect,
     expire,
+    rebuild,
     release,
     send_outbox,
     settle,
     slow,
     waiting_adjustments,
 )
+from accrual.errors import UsageError
 from accrual.events import encode_compact, validate
 from accrual.rulebook import day_number
 from accrual.settings import Settings
-from books import BOOK_RULEBOOK, Partition, at, balance, ingest, order
+from accrual.stream import secret_check
+from books import BOOK_RULEBOOK, Partition, at, facts, ingest, order
 from servers import Server
 from workers import SECRET, command
 
@@ -244,24 +248,68 @@ def test_an_error_that_is_planted(planted: tuple[Server, str, Partition], what: 
     assert {finding.check for finding in findings} == checks, [finding.line() for finding in findings]
 
 
-def test_what_a_refund_took_too_much_is_given_back_once(planted: tuple[Server, str, Partition]) -> None:
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a settlement twice",
+        "a release twice",
+        "a confirmation twice",
+        "a refund twice",
+        "an expiry twice",
+        "an expiry before its time",
+    ],
+)
+def test_a_posting_that_should_not_have_been_is_undone(planted: tuple[Server, str, Partition], what: str) -> None:
     server, url, _ = planted
     with connect(url) as connection:
-        row = connection.execute("SELECT points FROM book.postings WHERE number = " + FIRST.format("refund")).fetchone()
-        assert row is not None
-        points = row[0]
-        assert points > 0
-        connection.execute(AGAIN + FIRST.format("refund"))
+        before = facts(connection)["balances"]
+        connection.execute(ERRORS[what][0])
+        found = (
+            "max(number) FROM book.postings"
+            if what.endswith("twice")
+            else "number FROM book.postings WHERE kind = 'expire'"
+        )
+        wrong = {number for (number,) in connection.execute(f"SELECT {found}")}
         findings, _ = audit(server, url)
-        (proposed,) = propose(connection, findings, by="audit")
-        assert (proposed["member"], proposed["points"]) == ("m2", points)
-        assert [line["points"] for line in propose(connection, findings, by="audit")] == [points]
-        (waiting,) = [one for one in waiting_adjustments(connection) if one.adjustment == proposed["adjustment"]]
-        assert (waiting.points, waiting.state) == (points, "waiting")
-        before = balance(connection, "m2")
-        approve(connection, waiting.adjustment, by="alice")
-        after = balance(connection, "m2")
-        assert sum(after) - sum(before) == points
+        proposed = [line for line in propose(connection, findings, by="audit") if "adjustment" in line]
+        assert {(line["adjustment"], line["corrects"]) for line in proposed} == {
+            (f"audit-undo-{number}", number) for number in wrong
+        }
+        # Proposed again, they are the same ones.
+        assert [line for line in propose(connection, findings, by="audit") if "adjustment" in line] == proposed
+        waiting = waiting_adjustments(connection)
+        assert {one.corrects for one in waiting} == wrong
+        for one in waiting:
+            assert approve(connection, one.adjustment, by="alice").state == "posted"
+        list(rebuild(connection))
+        if what.endswith("twice"):
+            assert facts(connection)["balances"] == before
+    findings, report = audit(server, url)
+    assert [finding.line() for finding in findings] == []
+    assert report.put_right == 0
+
+
+def test_every_finding_has_a_remedy(planted: tuple[Server, str, Partition]) -> None:
+    server, url, _ = planted
+    assert set(REMEDIES) >= set().union(*(checks for _, checks in ERRORS.values()))
+    with connect(url) as connection:
+        connection.execute(ERRORS["a balance"][0])
+        findings, _ = audit(server, url)
+        lines = list(propose(connection, findings, by="audit"))
+        assert [(line["check"], line["member"], line["remedy"]) for line in lines] == [
+            (finding.check, "m1", "accrual book rebuild") for finding in findings
+        ]
+        assert waiting_adjustments(connection) == []
+
+
+def test_another_secret_than_the_partitions(planted: tuple[Server, str, Partition]) -> None:
+    server, url, partition = planted
+    server.client().hset(partition.keys.checkpoint, "secret_check", secret_check(SECRET))
+    findings, _ = audit(server, url)
+    assert findings == []
+    settings = Settings(redis=server.url, database=url)
+    with pytest.raises(UsageError, match="secret: partition p was started with another one"):
+        list(Audit(settings=settings).run(AuditReport()))
 
 
 def test_dead_letters_that_are_gone(planted: tuple[Server, str, Partition]) -> None:
@@ -363,6 +411,9 @@ def test_a_ledger_that_comes_out_differently(valkey: Server, book: str) -> None:
             "waiting",
         )
         assert approve(connection, "audit-p-2", by="alice").state == "posted"
+        # From then on it is no finding any more, unless something else is wrong with the entry.
+        settled, report = audit(valkey, book)
+        assert (settled, report.findings, report.put_right) == ([], 0, 1)
 
 
 def test_events_that_have_left_the_stream_are_said_not_to_be_checked(valkey: Server, book: str) -> None:

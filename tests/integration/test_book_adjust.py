@@ -270,6 +270,7 @@ def test_the_command(valkey: Server, book: str) -> None:
         "adjustment": "ticket-1",
         "approved_by": None,
         "by": "alice",
+        "corrects": None,
         "dry_run": False,
         "member": "m1",
         "note": "late",

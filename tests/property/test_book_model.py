@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from accrual.book import adjust, confirm, connect, expire, rebuild, release, settle, slow
+from accrual.book import adjust, approve, confirm, connect, expire, rebuild, release, settle, slow, undo
 from accrual.book.programme import today
 from accrual.embedded import EmbeddedDatabase
 from accrual.ledger import EntriesBatch, LedgerReader
@@ -241,6 +241,33 @@ class BookMachine(RuleBasedStateMachine):
             day = today(cursor)
         adjust(self.connection, member, points, reason="test", note="", by="tester", approval_points=10_000)
         self.model.adjust(member, points, day)
+
+    @rule(
+        member=st.sampled_from(MEMBERS),
+        points=st.sampled_from([-700, 900]),
+        ago=st.integers(0, 4),
+        day=st.integers(25, 45),
+    )
+    def mistakes(self, member: str, points: int, ago: int, day: int) -> None:
+        """Jobs that should not have run, each undone before anything else: only that the day is settled stays."""
+        adjust(self.connection, member, points, reason="test", note="", by="tester", approval_points=10_000)
+        self._undo("adjust")
+        settle(self.connection, self.partition.rulebook, FIRST_DAY + self.day - ago)
+        self._undo("settle")
+        self.model.settled.add(FIRST_DAY + self.day - ago)
+        expire(self.connection, FIRST_DAY + day)
+        self._undo("expire")
+
+    def _undo(self, kind: str) -> None:
+        """Undo what the last job of a kind posted, the last of it first."""
+        rows = self.connection.execute(
+            "SELECT number FROM book.standing WHERE action = (SELECT max(action) FROM book.actions WHERE kind = %s) "
+            "ORDER BY number DESC",
+            (kind,),
+        ).fetchall()
+        for (number,) in rows:
+            waiting = undo(self.connection, number, reason="mistake", note="", by="tester")
+            approve(self.connection, waiting.adjustment, by="somebody else")
 
     # ------------------------------------------------------------------------------------------------ what holds
 

@@ -209,3 +209,15 @@ def test_expiry_adjustment_and_redemption() -> None:
     )
     assert moved("adjust", "available", "issuance", by="alice") == "45 points were taken by alice."
     assert moved("redeem", "available", "redeemed", 1) == "1 point was redeemed."
+
+
+def test_a_correction_names_what_it_undoes() -> None:
+    who: dict[str, Any] = {
+        "by": "alice",
+        "reason": "audit",
+        "details": {"approved_by": "bob", "corrects": 7, "kind": "expire"},
+    }
+    assert moved("correct", "expired", "available", lots=[("2026-11-10", 45)], **who) == (
+        "Posting 7, expire, was undone: 45 points went back from expired to available by alice, approved by bob "
+        "(audit); 45 are in the lot of 2026-11-10."
+    )

@@ -1,5 +1,5 @@
 -- Every posting moves its points between accounts that its kind knows, by an action that does so, spread over lots without
--- a rest; all add up to zero.
+-- a rest; a correction undoes another posting to the letter; all add up to zero.
 SELECT p.name, o.seq, o.member, o.day::text, to_jsonb(o.points), to_jsonb(o.lots),
     'posting ' || o.number || ': its lots do not add up to its points'
 FROM (
@@ -14,7 +14,7 @@ UNION ALL
 SELECT NULL, NULL, o.member, o.day::text, NULL, to_jsonb(o.kind),
     'posting ' || o.number || ': moves points from ' || o.from_account || ' to ' || o.to_account
 FROM book.postings o
-WHERE (o.kind, o.from_account, o.to_account) NOT IN (
+WHERE o.kind <> 'correct' AND (o.kind, o.from_account, o.to_account) NOT IN (
     ('settle', 'pending', 'available'), ('release', 'held', 'pending'), ('release', 'held', 'available'),
     ('confirm', 'held', 'issuance'), ('refund', 'held', 'issuance'), ('refund', 'pending', 'issuance'),
     ('refund', 'available', 'issuance'), ('clawback', 'pending', 'issuance'),
@@ -25,5 +25,13 @@ SELECT NULL, NULL, o.member, o.day::text, NULL, to_jsonb(a.kind),
     'posting ' || o.number || ': a ' || o.kind || ' that its action does not make'
 FROM book.postings o LEFT JOIN book.actions a USING (action)
 WHERE (o.kind, a.kind) NOT IN (('settle', 'settle'), ('settle', 'late'), ('release', 'release'), ('confirm', 'confirm'),
-    ('clawback', 'confirm'), ('refund', 'refund'), ('expire', 'expire'), ('adjust', 'adjust'), ('redeem', 'redeem'))
+    ('clawback', 'confirm'), ('refund', 'refund'), ('expire', 'expire'), ('adjust', 'adjust'), ('redeem', 'redeem'),
+    ('correct', 'correct'))
     OR a.kind IS NULL
+UNION ALL
+SELECT NULL, NULL, o.member, o.day::text, to_jsonb(x.points), to_jsonb(o.points),
+    'posting ' || o.number || ': does not undo posting ' || o.corrects || ' to the letter'
+FROM book.postings o LEFT JOIN book.postings x ON x.number = o.corrects
+WHERE o.kind = 'correct' AND (x.kind <> 'correct' AND (x.member, x.from_account, x.to_account, x.points, x.day, x.lot_days,
+        x.lot_points) IS NOT DISTINCT FROM (o.member, o.to_account, o.from_account, o.points, o.day, o.lot_days, o.lot_points))
+    IS NOT TRUE
