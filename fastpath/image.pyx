@@ -22,7 +22,7 @@ from fastpath.table cimport (
     table_index,
 )
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 
 cdef enum:
     SLOTS_AHEAD = 16           # records between the prefetch of a slot and its use

@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
         *(
             "snapshots",
             "snapshot_interval_s",
+            "snapshot_mib_per_s",
             "snapshots_kept",
             "snapshot_store",
             "trim_input",

@@ -10,6 +10,7 @@ from typing import Final
 
 from accrual.errors import SnapshotError
 from accrual.snapshots.format import Image, SnapshotHeader, SnapshotReader, sync_directory, write_snapshot
+from accrual.snapshots.pace import Pace
 
 __all__ = ["SnapshotDirectory"]
 
@@ -44,9 +45,9 @@ class SnapshotDirectory:
         """Return the batches of the snapshots, the newest first."""
         return sorted((int(match["batch"]) for _, match in self._matching(NAME)), reverse=True)
 
-    def write(self, header: SnapshotHeader, image: Image) -> int | None:
+    def write(self, header: SnapshotHeader, image: Image, pace: Pace) -> int | None:
         """Write a snapshot and remove those that are too many; return its size, or ``None`` if its image was lost."""
-        size = write_snapshot(self.path_of(header.checkpoint.batch), header, image)
+        size = write_snapshot(self.path_of(header.checkpoint.batch), header, image, pace)
         if size is not None:
             self._prune()
         return size

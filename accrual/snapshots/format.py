@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol, Self
 import msgspec
 
 from accrual.errors import SnapshotError
+from accrual.snapshots.pace import Pace
 from accrual.stream import Checkpoint
 
 __all__ = ["FORMAT", "Image", "SnapshotHeader", "SnapshotReader", "write_snapshot"]
@@ -34,6 +35,8 @@ FORMAT: Final = 1
 HEAD: Final = struct.Struct("<8sII")
 MAXIMUM_HEADER_BYTES: Final = 64 << 20
 DIGEST_BYTES: Final = 32
+# How much of the file may wait to be brought to the disk, and lie in the page cache where nobody will read it.
+UNFLUSHED_BYTES: Final = 16 << 20
 
 
 class Image(Protocol):
@@ -62,7 +65,7 @@ class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
     image: dict[str, Any]
 
 
-def write_snapshot(path: Path, header: SnapshotHeader, image: Image) -> int | None:
+def write_snapshot(path: Path, header: SnapshotHeader, image: Image, pace: Pace) -> int | None:
     """Write a snapshot so that ``path`` has all of it or does not exist, and return its size in bytes.
 
     Returns ``None``, leaving nothing, if the image was lost while it was written. ``OSError`` passes through.
@@ -73,7 +76,7 @@ def write_snapshot(path: Path, header: SnapshotHeader, image: Image) -> int | No
     try:
         # It holds member names and the key of the fingerprints.
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
-            sink = _Digesting(file)
+            sink = _Digesting(file, pace)
             sink.write(head)
             sink.write(sink.digest())
             whole = image.write(sink.write)
@@ -98,11 +101,16 @@ def sync_directory(directory: Path) -> None:
 
 
 class _Digesting:
-    """Writes and digests."""
+    """Writes and digests, at a pace, and brings what it writes to the disk as it goes, so that no flood comes at the end.
 
-    def __init__(self, file: io.FileIO) -> None:
+    What is there is taken out of the page cache, which has better uses than a file that is read at the next restart.
+    """
+
+    def __init__(self, file: io.FileIO, pace: Pace) -> None:
         self._file = file
+        self._pace = pace
         self._digest = hashlib.sha256()
+        self._flushed = 0
         self.size = 0
 
     def write(self, piece: bytes | memoryview) -> None:
@@ -111,6 +119,15 @@ class _Digesting:
         rest = memoryview(piece)
         while rest:
             rest = rest[self._file.write(rest) :]
+        if self.size - self._flushed >= UNFLUSHED_BYTES:
+            self._flush()
+        self._pace.wrote(len(piece))
+
+    def _flush(self) -> None:
+        descriptor = self._file.fileno()
+        os.fdatasync(descriptor)
+        os.posix_fadvise(descriptor, 0, self.size, os.POSIX_FADV_DONTNEED)
+        self._flushed = self.size
 
     def digest(self) -> bytes:
         return self._digest.digest()

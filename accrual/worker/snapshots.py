@@ -18,7 +18,7 @@ from accrual.errors import AccrualError, BlobError, SnapshotError
 from accrual.ledger import digest_of
 from accrual.rulebook import parse
 from accrual.settings import Settings
-from accrual.snapshots import SnapshotCopies, SnapshotDirectory, SnapshotHeader, SnapshotReader
+from accrual.snapshots import Pace, SnapshotCopies, SnapshotDirectory, SnapshotHeader, SnapshotReader
 from accrual.stream import Checkpoint, Keys, stream_id_text, trim_events
 from accrual.worker.commits import CommitQueue
 
@@ -63,6 +63,7 @@ class Snapshots:
         self._keys = Keys(settings.partition)
         self._directory = directory_of(settings)
         self._copies = copies_of(settings)
+        self._pace = Pace(settings.snapshot_mib_per_s << 20)
         self._begun_s = time.monotonic()
         self._last_batch = -1
         self._task: asyncio.Task[None] | None = None
@@ -95,7 +96,8 @@ class Snapshots:
         self._task = asyncio.get_running_loop().create_task(self._write(self._directory, header, image, commits))
 
     async def end(self) -> None:
-        """Wait for a snapshot that is being written."""
+        """Wait for a snapshot that is being written, as fast as that goes: nobody else needs the processor any more."""
+        self._pace.hurry()
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -105,7 +107,7 @@ class Snapshots:
         batch = header.checkpoint.batch
         try:
             try:
-                size = await asyncio.to_thread(directory.write, header, image)
+                size = await asyncio.to_thread(directory.write, header, image, self._pace)
             finally:
                 # What the engine saves for an image costs time and memory for as long as it is open.
                 image.close()
