@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,10 @@ class Figure(msgspec.Struct, frozen=True):
     @property
     def noise(self) -> float:
         """Half the distance from the lowest to the highest run, as a share of the median."""
-        return (max(self.runs) - min(self.runs)) / 2 / self.median
+        half = (max(self.runs) - min(self.runs)) / 2
+        if not self.median:
+            return math.inf if half else 0.0
+        return half / self.median
 
     def ratio_to(self, other: Figure) -> float:
         """Return how many times ``other`` this is."""

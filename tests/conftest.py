@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ from accrual.book import open_book
 from accrual.embedded import EmbeddedDatabase, Options
 from accrual.errors import UsageError
 from servers import SERVER_KINDS, Server, ServerFactory, ServerKind, binary_of, empty, version_of
+
+# Whoever runs this in the background of a shell has it ignore SIGINT, and every process that it starts too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The time of one example says nothing on a busy machine; --hypothesis-profile=thorough looks longer.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

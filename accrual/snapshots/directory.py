@@ -21,7 +21,7 @@ LEFT_OVER: Final = re.compile(r"\.(?P<partition>.+)-\d{12}\.snapshot\.\d+")
 class SnapshotDirectory:
     """Keeps the ``kept`` newest snapshots of ``partition`` in ``directory``, which is made if it does not exist.
 
-    Raises ``SnapshotError`` where it cannot be.
+    Raises ``SnapshotError`` where it cannot be made, or later on not be read.
     """
 
     def __init__(self, directory: Path, partition: str, kept: int) -> None:
@@ -85,5 +85,9 @@ class SnapshotDirectory:
         sync_directory(self._directory)
 
     def _matching(self, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
-        matches = [(path, pattern.fullmatch(path.name)) for path in self._directory.iterdir()]
+        try:
+            paths = list(self._directory.iterdir())
+        except OSError as error:
+            raise SnapshotError(f"{self._directory}: {error.strerror}") from None
+        matches = [(path, pattern.fullmatch(path.name)) for path in paths]
         return [(path, match) for path, match in matches if match and match["partition"] == self._partition]

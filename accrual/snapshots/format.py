@@ -101,7 +101,7 @@ def sync_directory(directory: Path) -> None:
 
 
 class _Digesting:
-    """Writes and digests, at a pace, and brings what it writes to the disk on the way, so that no flood comes at the end.
+    """Writes and digests, at a pace, and brings what it writes to the disk on the way: no flood comes at the end.
 
     What is there is taken out of the page cache, which has better uses than a file that is read at the next restart.
     """

@@ -76,11 +76,6 @@ class CommitQueue:
         self._probing = False
         self._moved = asyncio.Event()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another batch may be decided."""
-        return len(self._queue) < self._limit_batches and self._bytes < self._limit_bytes
-
     def append(self, commit: Commit) -> None:
         """Take a batch whose ``before`` is ``tail``, and send it."""
         self._queue.append(Waiting(commit, time.monotonic()))
@@ -89,8 +84,8 @@ class CommitQueue:
         self._send()
 
     async def room(self) -> None:
-        """Wait until there is room for another batch."""
-        while not self.has_room:
+        """Wait until another batch may be decided."""
+        while len(self._queue) >= self._limit_batches or self._bytes >= self._limit_bytes:
             await self._next_move()
 
     async def settled(self) -> None:

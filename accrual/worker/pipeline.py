@@ -89,9 +89,10 @@ class Pipeline:
             entries, asked_next = reader.entries, 0
             if entries:
                 # A full reply means that more is waiting: the server looks it up while this one is decided.
-                if entries >= asked and commits.has_room:
+                if entries >= asked:
                     asked_next = self._ask(connection, reader.last, end)
                     await asyncio.sleep(0)
+                await commits.room()
                 await self._memory()
                 await self._decide()
             reader.clear()
@@ -99,7 +100,6 @@ class Pipeline:
             if not asked_next:
                 if end is not None and entries < asked:
                     return
-                await commits.room()
                 if 0 < entries < asked:
                     await asyncio.sleep(self._settings.linger_ms / 1000)
                 asked_next = self._ask(connection, commits.tail.position, end)

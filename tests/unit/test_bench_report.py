@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import mmap
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def test_a_figure_is_the_median_with_its_noise() -> None:
     assert figure.median == 100
     assert figure.noise == pytest.approx(0.15)
     assert figure.ratio_to(Figure("peer", "events/s", (4.0,))) == 25
+    assert Figure("nothing", "ms", (0.0, 0.0)).noise == 0
+    assert Figure("hardly ever", "ms", (0.0, 0.0, 1.0)).noise == math.inf
 
 
 def test_a_table_is_markdown() -> None:
