@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from typing import Any, Final
 
@@ -250,22 +250,21 @@ class BookMachine(RuleBasedStateMachine):
     )
     def mistakes(self, member: str, points: int, ago: int, day: int) -> None:
         """Jobs that should not have run, each undone before anything else: only that the day is settled stays."""
-        adjust(self.connection, member, points, reason="test", note="", by="tester", approval_points=10_000)
-        self._undo("adjust")
-        settle(self.connection, self.partition.rulebook, FIRST_DAY + self.day - ago)
-        self._undo("settle")
+        with self._undone():
+            adjust(self.connection, member, points, reason="test", note="", by="tester", approval_points=10_000)
+        with self._undone():
+            settle(self.connection, self.partition.rulebook, FIRST_DAY + self.day - ago)
         self.model.settled.add(FIRST_DAY + self.day - ago)
-        expire(self.connection, FIRST_DAY + day)
-        self._undo("expire")
+        with self._undone():
+            expire(self.connection, FIRST_DAY + day)
 
-    def _undo(self, kind: str) -> None:
-        """Undo what the last job of a kind posted, the last of it first."""
-        rows = self.connection.execute(
-            "SELECT number FROM book.standing WHERE action = (SELECT max(action) FROM book.actions WHERE kind = %s) "
-            "ORDER BY number DESC",
-            (kind,),
-        ).fetchall()
-        for (number,) in rows:
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Undo whatever is posted within, the last of it first."""
+        newer = "SELECT number FROM book.postings WHERE number > %s ORDER BY number DESC"
+        ((before,),) = self.connection.execute("SELECT nextval('book.numbers')")
+        yield
+        for (number,) in self.connection.execute(newer, (before,)).fetchall():
             waiting = undo(self.connection, number, reason="mistake", note="", by="tester")
             approve(self.connection, waiting.adjustment, by="somebody else")
 
