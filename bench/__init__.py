@@ -15,5 +15,6 @@
     restart    memory, snapshot, restart and replay of a large state
     growth     what an event costs in each tenth of a long stream
     book       the ledger into the book, against bare COPY; settlement
+    profile    what an event costs in instructions and cache misses, by valgrind
     jobs       a large settlement and a large expiry: speed, memory, locks, and what others notice
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import book, core, drain, growth, jobs, latency, restart
+from bench import book, core, drain, growth, jobs, latency, profile, restart
 from bench.machine import describe
 from bench.memory import find_memory
 from bench.report import save
@@ -32,6 +32,7 @@ examples:
   python -m bench restart --state-members 1000000
   python -m bench book --events 1000000
   python -m bench jobs --runs 1
+  python -m bench profile                   instructions and cache misses of the core, by valgrind
 """
 
 
@@ -239,6 +240,20 @@ def _run_jobs(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
     _tell(f"everything is in {path}")
 
 
+def _run_profile(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
+    if not profile.is_available():
+        if parsed.what == "profile":
+            raise SystemExit("python -m bench profile: valgrind is not installed")
+        _tell("profile: left out, since valgrind is not installed")
+        return
+    keys = parsed.keys[0] if parsed.keys else min(QUICK_KEYS if parsed.quick else KEYS)
+    settings = profile.ProfileSettings(keys=keys, seed=parsed.seed)
+    result = profile.measure_profile(settings, _tell)
+    print(profile.summary(result))
+    path = save(_name(parsed, "profile"), machine, {"settings": settings, "result": result})
+    _tell(f"everything is in {path}")
+
+
 def _name(parsed: argparse.Namespace, benchmark: str) -> str:
     """Return what the file is called. What was tried quickly must not take the place of what was measured."""
     return parsed.name or (f"{benchmark}-quick" if parsed.quick else benchmark)
@@ -256,6 +271,7 @@ BENCHMARKS: Final[dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]
     "growth": _run_growth,
     "book": _run_book,
     "jobs": _run_jobs,
+    "profile": _run_profile,
 }
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ from accrual.engine import BatchHeader, ReferenceEngine, Secret, StreamEntry, op
 from accrual.engine.fast import FastBatch, FastEngine
 from accrual.rulebook import Rulebook, load
 from bench.machine import ROOT, WORKER_CORE, Memory, pinned, yardstick_ms
-from bench.memory import find_memory_for
+from bench.memory import find_memory_for, random_line_ns
 from bench.report import Figure, table
 from bench.wire import Entries
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Workload
+from fastpath.core import DEFAULT_SEGMENT_SHIFT
 from fastpath.resp import ReplyReader
 
 __all__ = ["RULEBOOK", "STAGES", "Core", "CoreSettings", "WarmCore", "measure_core", "reference_slice", "summary"]
@@ -52,6 +53,9 @@ KEY: Final = "accrual:{bench}:events"
 RECEIVE_BYTES: Final = 128 * 1024
 WARM_UP_REPLIES: Final = 4
 MEMBERS_PER_EVENT_AND_SECOND: Final = 500
+
+# Lines of 64 bytes that an event of the workload touches in the tables: five of slots, the others of records.
+LINES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Core(msgspec.Struct, frozen=True):
     records: dict[str, int]
     outcomes: dict[str, int]
     yardstick_ms: Figure
+    lines: Figure
+    """What ``LINES`` lines at random in as much memory take to read, and nothing else: nobody is spared that."""
 
     @property
     def bytes_per_record(self) -> float:
@@ -103,10 +109,10 @@ class Core(msgspec.Struct, frozen=True):
 class WarmCore:
     """An engine with a census behind it, and the way of one reply through it. ``batch`` is the last one decided."""
 
-    def __init__(self, workload: Workload, rulebook: Rulebook) -> None:
+    def __init__(self, workload: Workload, rulebook: Rulebook, segment_shift: int = DEFAULT_SEGMENT_SHIFT) -> None:
         self.workload = workload
         self.reader = ReplyReader()
-        self.engine = FastEngine(rulebook, SECRET)
+        self.engine = FastEngine(rulebook, SECRET, segment_shift=segment_shift)
         self.header = BatchHeader(1, bytes(32), (0, 0), 1)
         self.encoded = b""
         self._batch: FastBatch | None = None
@@ -182,7 +188,9 @@ def measure_core(settings: CoreSettings) -> Core:
     """Measure in processes of their own, one after the other, so that their memory is all that is counted."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as executor:
-        return _together([executor.submit(_measure, settings).result() for _ in range(settings.runs)])
+        core = _together([executor.submit(_measure, settings).result() for _ in range(settings.runs)])
+        lines = [executor.submit(_read_lines, core.committed_bytes).result() for _ in range(settings.runs)]
+    return msgspec.structs.replace(core, lines=Figure("lines", "ns", tuple(lines)))
 
 
 def _together(runs: Sequence[Core]) -> Core:
@@ -252,7 +260,13 @@ def _measure(settings: CoreSettings) -> Core:
         records=core.engine.sizes,
         outcomes=dict(taken.outcomes),
         yardstick_ms=Figure("yardstick", "ms", (yardstick_before, yardstick_after)),
+        lines=Figure("lines", "ns", ()),
     )
+
+
+def _read_lines(size_bytes: int) -> float:
+    with pinned(WORKER_CORE):
+        return LINES * random_line_ns(size_bytes)
 
 
 def _take_all(core: WarmCore, replies: Sequence[bytes]) -> Taken:
@@ -307,6 +321,7 @@ def summary(results: list[Core]) -> str:
     rows.append(["plain engine, decode + decide", *(_with_noise(result.reference) for result in results)])
     rows.append(["compiled over plain", *(f"{_advantage(result):,.0f} x" for result in results)])
     rows.append([f"over {results[0].keys:,} keys", *(f"{r.total.ratio_to(results[0].total):.2f}" for r in results)])
+    rows.append([f"{LINES} random lines of that memory", *(_with_noise(result.lines) for result in results)])
     rows.append(["slowest reply of 8192, ms", *(_with_noise(result.slowest, 1) for result in results)])
     rows.append(["yardstick, ms", *(_with_noise(result.yardstick_ms) for result in results)])
     rows += [[name, *(value(result) for result in results)] for name, value in MEMORY_ROWS.items()]

@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.machine import run_module
 
-__all__ = ["FirstTouch", "find_memory", "find_memory_for"]
+__all__ = ["FirstTouch", "find_memory", "find_memory_for", "random_line_ns"]
 
 HUGE_PAGE_BYTES: Final = 2 << 20
 PAGE_BYTES: Final = 4096
@@ -29,6 +29,10 @@ PAGE_BYTES: Final = 4096
 RUN_BYTES: Final = 2 << 30
 MEMBER_BYTES: Final = 800
 THREADS: Final = 2
+WORD_BYTES: Final = 8
+LINE_WORDS: Final = 8
+READS: Final = 1 << 21
+ATTEMPTS: Final = 5
 
 
 class FirstTouch(msgspec.Struct, frozen=True):
@@ -65,6 +69,24 @@ def _touch_all(size_bytes: int) -> float:
     for thread in threads:
         thread.join()
     return (time.perf_counter() - started) * 1000 * HUGE_PAGE_BYTES / size_bytes
+
+
+def random_line_ns(size_bytes: int) -> float:
+    """Return what it takes to read one line of 64 bytes at random out of so much memory, many on their way at a time.
+
+    Processor time, the median of some attempts.
+    """
+    memory = np.ones(size_bytes // WORD_BYTES, np.uint64)
+    lines = len(memory) // LINE_WORDS
+    random = np.random.default_rng(lines)
+    found = np.empty(READS, np.uint64)
+    spent = []
+    for _ in range(ATTEMPTS):
+        places = random.integers(0, lines, READS) * LINE_WORDS
+        started = time.thread_time_ns()
+        memory.take(places, out=found, mode="clip")
+        spent.append((time.thread_time_ns() - started) / READS)
+    return float(np.median(spent))
 
 
 if __name__ == "__main__":
