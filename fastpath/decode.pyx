@@ -199,25 +199,12 @@ cdef inline CachedName* cached_name(Hashing* hashing, uint64_t word, uint32_t si
     return &hashing.names[((word + size) * <uint64_t>0x9e3779b97f4a7c15) >> (64 - CACHE_BITS)]
 
 
-cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogil:
-    """Return the hash of a kind, city, category, tag or tier; 0 where it is absent.
-
-    There are few of them, so the last ones are kept; a name that pushes out another costs time and nothing else.
-    """
-    cdef uint32_t size = text.size
-    cdef const char* data = text.data
+cdef uint64_t any_name_hash(Hashing* hashing, const char* data, uint32_t size) noexcept nogil:
+    """Return the hash of a name of at least one byte, whether it was seen before or not."""
     cdef CachedName name
     cdef CachedName* known
-    if size == 0:
-        return 0
     if size > CACHED_BYTES:
         return hash_text(hashing.key, DOMAIN_NAME, data, size)
-    if size <= 8:
-        name.words[0] = load_rest(data, size)
-        known = cached_name(hashing, name.words[0], size)
-        # Nearly every name is a short one that was seen before. Of those the other words are 0.
-        if known.size == size and known.words[0] == name.words[0]:
-            return known.hash
     name.words[1] = name.words[2] = name.words[3] = 0
     if size <= 8:
         name.words[0] = load_rest(data, size)
@@ -234,6 +221,24 @@ cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogi
         name.hash = hash_text(hashing.key, DOMAIN_NAME, data, size)
         known[0] = name
     return known.hash
+
+
+cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogil:
+    """Return the hash of a kind, city, category, tag or tier; 0 where it is absent.
+
+    There are few of them, so the last ones are kept; a name that pushes out another costs time and nothing else.
+    """
+    cdef uint64_t word
+    cdef CachedName* known
+    if text.size == 0:
+        return 0
+    if text.size <= 8:
+        # Most names are short ones that were seen before. Of those the other words are 0.
+        word = load_rest(text.data, text.size)
+        known = cached_name(hashing, word, text.size)
+        if known.size == text.size and known.words[0] == word:
+            return known.hash
+    return any_name_hash(hashing, text.data, text.size)
 
 
 cdef inline bint read_line(const Rules* rules, Hashing* hashing, Reader* reader, Event* event,
