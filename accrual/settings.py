@@ -88,10 +88,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     snapshot_interval_s: Annotated[int, Meta(ge=0, le=86_400, description="time between two snapshots")] = 300
-    snapshot_mib_per_s: Annotated[
+    snapshot_rate_bytes: Annotated[
         int,
-        Meta(ge=0, le=1 << 20, description="how fast a snapshot is written, so that events hardly notice; 0: no limit"),
-    ] = 128
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="how much of a snapshot is written a second, so that events hardly notice; 0: no limit",
+        ),
+    ] = 128 << 20
     snapshots_kept: Annotated[int, Meta(ge=1, le=1000, description="how many snapshots are kept")] = 3
     trim_input: Annotated[
         bool, Meta(description="remove events that come before the oldest of the kept snapshots from the stream")

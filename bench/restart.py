@@ -175,7 +175,7 @@ class _Measurement:
     def _snapshot(self) -> float:
         """Take a snapshot behind the next batch and return the seconds that took."""
         put(self._server, [self._settings.workload.events(0, CHUNK_EVENTS)])
-        at_once = ("--snapshot-interval-s", 0, "--snapshot-mib-per-s", 0)
+        at_once = ("--snapshot-interval-s", 0, "--snapshot-rate-bytes", 0)
         worker = self._drain("--snapshots", self._snapshots, "--snapshots-kept", 1, *at_once)
         return worker.said(SNAPSHOT_WRITTEN).number("seconds")
 

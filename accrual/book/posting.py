@@ -1,5 +1,7 @@
 """The one way in which points move between accounts, and what that does to lots (SPEC section 9).
 
+What undoes a posting is not a move but its mirror image: `adjust.undo`.
+
 A job opens a transaction, locks the members it means to move points of, writes its moves into a temporary table, and
 has them posted::
 

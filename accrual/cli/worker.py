@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         *(
             "snapshots",
             "snapshot_interval_s",
-            "snapshot_mib_per_s",
+            "snapshot_rate_bytes",
             "snapshots_kept",
             "snapshot_store",
             "trim_input",

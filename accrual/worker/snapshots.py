@@ -63,7 +63,7 @@ class Snapshots:
         self._keys = Keys(settings.partition)
         self._directory = directory_of(settings)
         self._copies = copies_of(settings)
-        self._pace = Pace(settings.snapshot_mib_per_s << 20)
+        self._pace = Pace(settings.snapshot_rate_bytes)
         self._begun_s = time.monotonic()
         self._last_batch = -1
         self._task: asyncio.Task[None] | None = None
