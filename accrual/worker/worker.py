@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -117,7 +118,11 @@ class Worker:
             *(self._keys.partition, committed.batch, stream_id_text(committed.position)),
             *(engine.rulebook.version, self._settings.engine),
         )
-        await pipeline.run(await self._end_of_stream(committed) if self._drain else None)
+        end = await self._end_of_stream(committed) if self._drain else None
+        # What is there by now stays: the collector need not look through it again and again while events wait.
+        gc.collect()
+        gc.freeze()
+        await pipeline.run(end)
 
     async def _own(self) -> Owned:
         """Take the partition, or stand by until its owner has been silent for as long as its lease."""
