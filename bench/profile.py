@@ -22,10 +22,10 @@ from typing import Final
 import msgspec
 
 from accrual.rulebook import load
-from bench.core import RULEBOOK, WarmCore
+from bench.core import RULEBOOK, CoreSettings, WarmCore
 from bench.machine import ROOT
 from bench.report import table
-from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Workload
+from bench.workload import CHUNK_EVENTS, DEFAULT_SEED
 
 __all__ = ["Costs", "Profile", "ProfileSettings", "is_available", "measure_profile", "summary", "take_replies"]
 
@@ -40,7 +40,6 @@ NUMBER: Final = re.compile(r"[\d,]+|\.")
 SHOWN: Final = 24
 # Tables of such segments reserve less address space: valgrind has not that much.
 SEGMENT_SHIFT: Final = 11
-MEMBERS_PER_EVENT_AND_SECOND: Final = 500
 
 
 class ProfileSettings(msgspec.Struct, frozen=True):
@@ -93,8 +92,7 @@ def measure_profile(settings: ProfileSettings, tell: Callable[[str], None]) -> P
 
 def take_replies(keys: int, seed: int, replies: int) -> None:
     """Do what is run under valgrind: decide a census of ``keys``, and so many of the same replies."""
-    workload = Workload(members=keys, rate_per_s=max(1, keys // MEMBERS_PER_EVENT_AND_SECOND), seed=seed)
-    core = WarmCore(workload, load(RULEBOOK), SEGMENT_SHIFT)
+    core = WarmCore(CoreSettings(keys, seed=seed).workload, load(RULEBOOK), SEGMENT_SHIFT)
     for reply in core.replies(MANY)[:replies]:
         core.scan(reply)
         core.decide()
@@ -105,8 +103,8 @@ def _counted(settings: ProfileSettings, replies: int, path: Path) -> dict[str, l
     """Return the events of each function of a run."""
     program = f"from bench.profile import take_replies; take_replies({settings.keys}, {settings.seed}, {replies})"
     tool = ("valgrind", "--tool=callgrind", "--cache-sim=yes", *CACHES, f"--callgrind-out-file={path}")
-    # Which name is kept where depends on the hashes of texts.
-    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    # Which name is kept where depends on the hashes of texts; and numpy's threads would wait in a loop.
+    environment = os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
     _run(*tool, sys.executable, "-c", program, environment=environment)
     annotate = ("callgrind_annotate", "--threshold=100", "--auto=no", "--show-percs=no", f"--show={EVENTS}", str(path))
     counted: dict[str, list[int]] = {}
