@@ -18,7 +18,7 @@ from fastpath.decide cimport (
     state_init,
     state_rules_changed,
 )
-from fastpath.decode cimport Hashing, check_batch, decode_event, hashing_init, open_batch
+from fastpath.decode cimport Hashing, check_batch, decode_event, hashing_adopt, hashing_init, open_batch
 from fastpath.encode cimport write_campaign_sets, write_columns
 from fastpath.image cimport StateImage, index_table, restore_state
 from fastpath.msgpack cimport (
@@ -113,10 +113,6 @@ cdef inline bytes bytes_of(const char* data, uint64_t size):
     return PyBytes_FromStringAndSize(data, size)
 
 
-# Not a constant, for which the compiler would choose an instruction that takes longer than the library's function.
-cdef size_t EVENT_BYTES = sizeof(Event)
-
-
 cdef class Core:
     """The state machine. ``compact_json`` turns the value of a JSON entry into the compact form of its one event, or
     returns None where it is not as simple as that. Then ``split_json`` turns it into a list of ``(original, compact)``
@@ -183,6 +179,7 @@ cdef class Core:
                 self.relayout(TABLE_MEMBERS + number, change[0], change[1])
         self.rulebook = rulebook
         self.names = names
+        hashing_adopt(&self.hashing, &rulebook.rules)
         self.state.multiplier = <void*>multiplier
         state_rules_changed(&self.state, rulebook.rules.words)
 
@@ -347,12 +344,14 @@ cdef class Core:
         """Append an event that is invalid until it has been decoded."""
         cdef Event* event = &self.events[self.event_count]
         region_commit(&self.region, (self.event_count + <uint64_t>1) * sizeof(Event))
-        memset(event, 0, EVENT_BYTES)
         event.arrival_ms = <int64_t>raw.ms
         event.arrival_seq = raw.seq
         event.entry = self.entry_count
         event.index = index
         event.status = STATUS_INVALID
+        event.from_json = False
+        event.raw.data = NULL
+        event.raw.size = 0
         self.event_count += 1
         return event
 

@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from fastpath.calendar cimport Clock
 from fastpath.rules cimport Rules
 from fastpath.table cimport Header, Region, Table
-from fastpath.types cimport MAXIMUM_WORDS, Event
+from fastpath.types cimport KEYS, MAXIMUM_WORDS, Event
 
 cdef enum:
     # Devices, IPs and phones follow the members, in the order of the keys; and so do the spilled days of all four.
@@ -51,7 +51,10 @@ cdef struct IdRecord:
     uint64_t content
 
 cdef struct Member:
-    Header header              # next_free: the member's own number + 1
+    # It starts as every record does; but for what a Header says after the hash there is a use of its own.
+    uint64_t hash
+    uint32_t usual[KEYS - 1]   # numbers + 1 of the device, IP and phone that were seen with the member, as a guess
+    uint32_t number            # the member's own + 1
     int64_t card_until
     int64_t immune_until
     uint64_t tier_hash

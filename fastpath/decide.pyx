@@ -79,8 +79,13 @@ cdef enum:
     BUCKETS = 8
     INITIAL_SETS = 256         # a power of two
     KEPT_SETS = 4096           # more are forgotten before the next batch
-    SLOTS_AHEAD = 32           # events between the prefetch of slots and their decision
-    RECORDS_AHEAD = 16          # and between that of records and the decision
+    # How many events before its decision what it will need is asked for: see below, "Looking ahead".
+    SLOTS_AHEAD = 32
+    MEMBER_AHEAD = 24
+    USUAL_AHEAD = 16
+    OTHERS_AHEAD = 10
+    RECORDS_AHEAD = 5
+    MISSED = 1 << 31           # in a member's usual key: the last time it was another one
     MARK_OF_DAY = 2            # added to a day in its slot, so that 0 is an empty slot: no day is before -1
 
 cdef uint32_t CRC_TABLE[256]
@@ -101,8 +106,9 @@ fill_crc_table()
 
 # What an event is thought to need: lines of slots and, once those have come, records; the id comes after the keys.
 cdef struct Ahead:
-    Slot* lines[KEYS + 1]
+    Slot* lines[KEYS + 1]      # where a search starts; NULL where none is needed
     char* candidates[KEYS + 1]
+    uint32_t keys              # bit mask of the keys that the decision will look for
 
 cdef struct Streak:
     int32_t last_day
@@ -203,7 +209,7 @@ cdef inline const char* member_name(const State* state, const Member* member) no
 
 cdef inline bint is_member(const State* state, const Member* member, const Event* event) noexcept nogil:
     """Tell whether a record is that of the event's member, whatever their hashes."""
-    return (member.header.first == event.keys[KEY_MEMBER].first and member.name_size == event.member.size
+    return (member.hash == event.keys[KEY_MEMBER].first and member.name_size == event.member.size
             and memcmp(member_name(state, member), event.member.data, event.member.size) == 0)
 
 
@@ -235,7 +241,7 @@ cdef Member* member_of(State* state, const Event* event, Member* candidate) exce
         touch(&state.tables[TABLE_MEMBERS], member)
         return member
     member = <Member*>table_insert(
-        &state.tables[TABLE_MEMBERS], event.keys[KEY_MEMBER].first, event.keys[KEY_MEMBER].second, 0)
+        &state.tables[TABLE_MEMBERS], event.keys[KEY_MEMBER].first, 0, 0)
     member.name_size = <uint8_t>event.member.size
     if event.member.size <= INLINE_NAME:
         memcpy(member.name, event.member.data, event.member.size)
@@ -348,7 +354,7 @@ cdef char* spilled_slot(State* state, const Case* case, int key, int32_t day, bi
     """Return the spilled slot of a key's day, a new one if ``wanted``, or NULL."""
     cdef uint64_t first = day_hash(case.event.keys[key].first, day)
     # Members are told apart exactly: by their number.
-    cdef uint64_t second = case.member.header.next_free if key == KEY_MEMBER else case.event.keys[key].second
+    cdef uint64_t second = case.member.number if key == KEY_MEMBER else case.event.keys[key].second
     cdef Table* table = spilled_table(state, key)
     cdef char* record = find(table, first, second)
     if record == NULL:
@@ -420,9 +426,20 @@ cdef inline int find_places(State* state, const Rules* rules, Case* case, char**
         touch(table, header)
         header.day = max(header.day, case.day)
         case.places[key] = <char*>header
+        case.member.usual[key - 1] = guess_after(case.member.usual[key - 1], header.next_free)
         if case.rule.daily_keys & (1 << key):
             find_slot(state, rules, case, key)
     return 0
+
+
+cdef inline uint32_t guess_after(uint32_t usual, uint32_t number) noexcept nogil:
+    """Return which key to guess next for a member who had ``usual`` and now has ``number``: a new one if it comes twice
+    in a row that it is not the usual one."""
+    if usual == number or number >= <uint32_t>MISSED:
+        return usual
+    if usual == 0 or (usual & MISSED and usual != number | MISSED):
+        return number
+    return usual ^ MISSED
 
 
 # Step 9: the base and the campaigns
@@ -461,7 +478,7 @@ cdef bint is_drawn(const Campaign* campaign, const Event* event) noexcept nogil:
 cdef void match_campaigns(State* state, const Rules* rules, const Case* case, uint64_t* words) noexcept nogil:
     """Leave the set of campaigns of which every condition holds."""
     cdef const Event* event = case.event
-    cdef int32_t city = name_find(&rules.cities, event.city_hash, -1) if event.city_hash else -1
+    cdef int32_t city = event.city
     cdef int32_t tier = name_find(&rules.tiers, case.member.tier_hash, -1) if case.member.tier_hash else -1
     cdef bint has_card = case.time_ms < case.member.card_until
     cdef int32_t i, campaign
@@ -599,9 +616,9 @@ cdef inline void count_event(Case* case, int64_t* observed) noexcept nogil:
                     (<int64_t*>at)[0] += 1
                     total = (<int64_t*>at)[0]
             elif limit.sliding:
-                total = see_sliding(at, limit, case.member.header.next_free, case.time_ms)
+                total = see_sliding(at, limit, case.member.number, case.time_ms)
             else:
-                total = see_on_day(at, limit, case.member.header.next_free)
+                total = see_on_day(at, limit, case.member.number)
             if total > limit.max:
                 trip(case, limit, observed, total)
         limit += 1
@@ -882,48 +899,99 @@ cdef int decide_event(State* state, const Rules* rules, Event* event, uint32_t n
     return 0
 
 
-# Looking ahead: the slots of an event are asked for some events before its decision, and its records once they came.
+# Looking ahead. What an event needs lies in some ten places, each of which is a cache miss and, worse, one of the
+# address translation; so all of it is asked for some events before the decision, step by step, because each step needs
+# what the one before has brought:
+#
+#   slots     the lines of slots where the searches for the id and the member start
+#   member    the member's record; and that of the id, should it be known
+#   usual     the records of the device, IP and phone that the member had before: nearly always they are the ones, and
+#             their slots are not looked at; for a member who is not known yet, the slots
+#   others    of a device, IP or phone that is another one, the slots
+#   records   and what was found there
 
-cdef inline void look_for_slots(State* state, const Rules* rules, const Event* event, Ahead* ahead) noexcept nogil:
-    """Ask for the lines of slots where the searches for the event's id and keys start."""
-    cdef uint32_t keys
-    cdef int key
+cdef inline void ask_for_record(const Table* table, const char* record) noexcept nogil:
+    cdef uint32_t offset = 0
+    while offset < table.stride:
+        prefetch(record + offset)
+        offset += LINE_BYTES
+
+
+cdef inline Slot* ask_for_line(const Table* table, uint64_t hash) noexcept nogil:
+    cdef Slot* line = line_of(table, hash)
+    prefetch(line)
+    return line
+
+
+cdef inline void ask_for_slots(State* state, const Rules* rules, const Event* event, Ahead* ahead) noexcept nogil:
+    ahead.keys = 0
     if event.status == STATUS_INVALID:
         return
-    ahead.lines[KEYS] = line_of(&state.tables[TABLE_IDS], event.id_hash.first)
-    prefetch(ahead.lines[KEYS])
-    keys = rules.earning[event.kind].keys if 0 <= event.kind < rules.earning_count else 1 << KEY_MEMBER
-    for key in range(KEYS):
-        ahead.lines[key] = NULL
-        if keys & (1 << key) and event.keys[key].first:
-            ahead.lines[key] = line_of(keyed_table(state, key), event.keys[key].first)
-            prefetch(ahead.lines[key])
+    ahead.keys = rules.earning[event.kind].keys if 0 <= event.kind < rules.earning_count else 1 << KEY_MEMBER
+    ahead.lines[KEYS] = ask_for_line(&state.tables[TABLE_IDS], event.id_hash.first)
+    ahead.lines[KEY_MEMBER] = ask_for_line(&state.tables[TABLE_MEMBERS], event.keys[KEY_MEMBER].first)
 
 
-cdef inline void look_for_records(State* state, const Event* event, Ahead* ahead) noexcept nogil:
-    """Ask for the records of the first slots that may be the ones searched for."""
-    cdef Table* table
+cdef inline void ask_for_member(State* state, const Event* event, Ahead* ahead) noexcept nogil:
     cdef char* record
-    cdef uint32_t offset
-    cdef int key
-    if event.status == STATUS_INVALID:
+    if ahead.keys == 0:
         return
     record = candidate_in(&state.tables[TABLE_IDS], ahead.lines[KEYS], event.id_hash.first)
     ahead.candidates[KEYS] = record
     if record != NULL:
         prefetch(record)
-    for key in range(KEYS):
+    record = candidate_in(&state.tables[TABLE_MEMBERS], ahead.lines[KEY_MEMBER], event.keys[KEY_MEMBER].first)
+    ahead.candidates[KEY_MEMBER] = record
+    if record != NULL:
+        ask_for_record(&state.tables[TABLE_MEMBERS], record)
+
+
+cdef inline void ask_for_usual(State* state, const Event* event, Ahead* ahead) noexcept nogil:
+    cdef const Member* member = <const Member*>ahead.candidates[KEY_MEMBER]
+    cdef const Table* table
+    cdef uint32_t number
+    cdef bint known
+    cdef int key
+    if ahead.keys == 0:
+        return
+    known = member != NULL and member.hash == event.keys[KEY_MEMBER].first
+    for key in range(KEY_DEVICE, KEYS):
+        ahead.lines[key] = NULL
         ahead.candidates[key] = NULL
-        if ahead.lines[key] == NULL:
+        if event.keys[key].first == 0 or not ahead.keys & (1 << key):
             continue
         table = keyed_table(state, key)
-        record = candidate_in(table, ahead.lines[key], event.keys[key].first)
-        ahead.candidates[key] = record
-        if record != NULL:
-            offset = 0
-            while offset < table.stride:
-                prefetch(record + offset)
-                offset += LINE_BYTES
+        number = member.usual[key - 1] & ~<uint32_t>MISSED if known else 0
+        if 0 < number <= table.record_count:
+            ahead.candidates[key] = record_at(table, number - 1)
+            ask_for_record(table, ahead.candidates[key])
+        else:
+            ahead.lines[key] = ask_for_line(table, event.keys[key].first)
+
+
+cdef inline void ask_for_others(State* state, const Event* event, Ahead* ahead) noexcept nogil:
+    cdef const Header* header
+    cdef int key
+    if ahead.keys == 0:
+        return
+    for key in range(KEY_DEVICE, KEYS):
+        header = <const Header*>ahead.candidates[key]
+        if header != NULL and header.first != event.keys[key].first:
+            ahead.candidates[key] = NULL
+            ahead.lines[key] = ask_for_line(keyed_table(state, key), event.keys[key].first)
+
+
+cdef inline void ask_for_records(State* state, const Event* event, Ahead* ahead) noexcept nogil:
+    cdef char* record
+    cdef int key
+    if ahead.keys == 0:
+        return
+    for key in range(KEY_DEVICE, KEYS):
+        if ahead.lines[key] != NULL:
+            record = candidate_in(keyed_table(state, key), ahead.lines[key], event.keys[key].first)
+            ahead.candidates[key] = record
+            if record != NULL:
+                ask_for_record(keyed_table(state, key), record)
 
 
 cdef void begin_batch(State* state) noexcept nogil:
@@ -940,15 +1008,27 @@ cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t
     ``rows`` must have room for ``end`` entries.
     """
     cdef Ahead ahead[SLOTS_AHEAD]
-    cdef uint32_t i
-    # A ring is enough: an event's place is free once it is decided.
-    for i in range(first, end + SLOTS_AHEAD):
-        if i >= first + SLOTS_AHEAD:
-            decide_event(state, rules, &events[i - SLOTS_AHEAD], i - SLOTS_AHEAD,
-                         ahead[i % SLOTS_AHEAD].candidates, rows)
-        if i < end:
-            look_for_slots(state, rules, &events[i], &ahead[i % SLOTS_AHEAD])
-        if first + SLOTS_AHEAD - RECORDS_AHEAD <= i < end + SLOTS_AHEAD - RECORDS_AHEAD:
-            look_for_records(state, &events[i - SLOTS_AHEAD + RECORDS_AHEAD],
-                             &ahead[(i + RECORDS_AHEAD) % SLOTS_AHEAD])
+    cdef Ahead* place
+    cdef uint32_t step, count = end - first
+    # Whatever is below the first event is, without a sign, beyond the last. A ring is enough: an event's place is free
+    # once it is decided.
+    for step in range(count + SLOTS_AHEAD):
+        place = &ahead[step % SLOTS_AHEAD]
+        if step >= SLOTS_AHEAD:
+            decide_event(state, rules, &events[first + step - SLOTS_AHEAD], first + step - SLOTS_AHEAD,
+                         place.candidates, rows)
+        if step < count:
+            ask_for_slots(state, rules, &events[first + step], place)
+        if step - (SLOTS_AHEAD - MEMBER_AHEAD) < count:
+            ask_for_member(state, &events[first + step - (SLOTS_AHEAD - MEMBER_AHEAD)],
+                           &ahead[(step + MEMBER_AHEAD) % SLOTS_AHEAD])
+        if step - (SLOTS_AHEAD - USUAL_AHEAD) < count:
+            ask_for_usual(state, &events[first + step - (SLOTS_AHEAD - USUAL_AHEAD)],
+                          &ahead[(step + USUAL_AHEAD) % SLOTS_AHEAD])
+        if step - (SLOTS_AHEAD - OTHERS_AHEAD) < count:
+            ask_for_others(state, &events[first + step - (SLOTS_AHEAD - OTHERS_AHEAD)],
+                           &ahead[(step + OTHERS_AHEAD) % SLOTS_AHEAD])
+        if step - (SLOTS_AHEAD - RECORDS_AHEAD) < count:
+            ask_for_records(state, &events[first + step - (SLOTS_AHEAD - RECORDS_AHEAD)],
+                            &ahead[(step + RECORDS_AHEAD) % SLOTS_AHEAD])
     return 0

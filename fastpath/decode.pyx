@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from fastpath.msgpack cimport (
@@ -24,30 +24,32 @@ from fastpath.rules cimport (
     Rules,
     name_find,
 )
-from fastpath.siphash cimport SipKey, hash_text, hash_text_128, load_rest, load_word, rotated
-from fastpath.types cimport KEY_DEVICE, KEY_IP, KEY_MEMBER, KEY_PHONE, KIND_REFUNDED, Event, Hash128, Text
+from fastpath.siphash cimport (
+    SipKey,
+    SipState,
+    hash_text,
+    load_rest,
+    load_word,
+    rotated,
+    sip_finish_128,
+    sip_start,
+    sip_text,
+)
+from fastpath.types cimport (
+    KEY_DEVICE,
+    KEY_IP,
+    KEY_MEMBER,
+    KEY_PHONE,
+    KIND_REFUNDED,
+    MAXIMUM_WORDS,
+    Event,
+    Hash128,
+    Text,
+)
 
 cdef extern from *:
     """
-    #ifdef __SSE2__
-    #include <emmintrin.h>
-    #endif
-
     typedef unsigned __int128 accrual_uint128;
-
-    /* Whether at most 31 bytes are ASCII; 32 are readable. */
-    static inline int accrual_is_ascii(const char *data, uint32_t size) {
-    #ifdef __SSE2__
-        const uint32_t low = (uint32_t)_mm_movemask_epi8(_mm_loadu_si128((const __m128i *)data));
-        const uint32_t high = (uint32_t)_mm_movemask_epi8(_mm_loadu_si128((const __m128i *)(data + 16)));
-        return ((low | high << 16) & ((1u << size) - 1)) == 0;
-    #else
-        unsigned char seen = 0;
-        for (uint32_t i = 0; i < size; i++)
-            seen |= (unsigned char)data[i];
-        return seen < 0x80;
-    #endif
-    }
 
     static inline uint64_t accrual_folded(uint64_t left, uint64_t right) {
         accrual_uint128 product = (accrual_uint128)left * right;
@@ -55,8 +57,9 @@ cdef extern from *:
     }
     """
     ctypedef unsigned long long uint128 "accrual_uint128"
-    bint is_ascii "accrual_is_ascii"(const char* data, uint32_t size) noexcept nogil
     uint64_t folded "accrual_folded"(uint64_t left, uint64_t right) noexcept nogil
+
+ctypedef const unsigned char* Place
 
 cdef enum:
     IDENTITY_BYTES = 64
@@ -65,11 +68,17 @@ cdef enum:
     MAXIMUM_TAGS = 8
     REQUIRED_ITEMS = 4
     KNOWN_ITEMS = 13
-    PAIR = 0x92                # an array of two
+    SHORT_TEXT = 0xa0          # the first byte of a text of 0 bytes; up to 31 are added to it
+    SHORT_TEXTS = 32
+    SHORT_ARRAY = 0x90         # likewise, up to 15 items
+    SHORT_ARRAYS = 16
+    PAIR = SHORT_ARRAY + 2
+    NIL = 0xc0
 
 cdef int64_t MAXIMUM_TIME_MS = (<int64_t>1 << 53) - 1
 cdef int64_t MAXIMUM_AMOUNT_FEN = 1000000000000
 cdef int64_t ABSENT = -1
+cdef uint64_t HIGH_BITS = <uint64_t>0x8080808080808080
 
 
 cdef void hashing_init(Hashing* hashing, SipKey key) noexcept nogil:
@@ -77,8 +86,34 @@ cdef void hashing_init(Hashing* hashing, SipKey key) noexcept nogil:
     cdef const char* labels = "seed\0\0\0\0factor\0\0\0\0\0\0\0\0\0"
     memset(hashing, 0, sizeof(Hashing))
     hashing.key = key
+    hashing.id_start = sip_start(key, DOMAIN_ID)
+    hashing.key_starts[KEY_MEMBER] = sip_start(key, DOMAIN_MEMBER)
+    hashing.key_starts[KEY_DEVICE] = sip_start(key, DOMAIN_DEVICE)
+    hashing.key_starts[KEY_IP] = sip_start(key, DOMAIN_IP)
+    hashing.key_starts[KEY_PHONE] = sip_start(key, DOMAIN_PHONE)
     hashing.content_seed = hash_text(key, DOMAIN_CONTENT, labels, 4)
     hashing.content_factor = hash_text(key, DOMAIN_CONTENT, labels + 8, 6)
+
+
+cdef void hashing_adopt(Hashing* hashing, const Rules* rules) noexcept nogil:
+    """Forget what names were to the former rulebook."""
+    memset(hashing.names, 0, sizeof(hashing.names))
+    memset(&hashing.empty, 0, sizeof(Name))
+    look_up(rules, &hashing.empty)
+    hashing.empty.weight = rules.blank_weight
+
+
+cdef void look_up(const Rules* rules, Name* name) noexcept nogil:
+    """Leave what a name is to the rulebook."""
+    cdef int32_t category = name_find(&rules.categories, name.hash, -1)
+    name.weight = 0
+    name.kind = name_find(&rules.kinds, name.hash, -1)
+    name.city = name_find(&rules.cities, name.hash, -1)
+    name.tag = name_find(&rules.tags, name.hash, -1)
+    if category >= 0:
+        name.weight = rules.category_weights[category]
+    elif rules.priced_kind >= 0:
+        name.weight = rules.earning[rules.priced_kind].weight
 
 
 cdef bint is_utf8(const unsigned char* at, uint64_t size) noexcept nogil:
@@ -123,326 +158,383 @@ cdef inline bint is_absent(const Value* value) noexcept nogil:
     return value.type == TYPE_NIL or ((value.type == TYPE_TEXT or value.type == TYPE_ARRAY) and value.size == 0)
 
 
-cdef inline bint take_text(Reader* reader, const Value* value, uint32_t limit, Text* text) noexcept nogil:
-    """Take the bytes of a text whose head was read."""
-    if value.type != TYPE_TEXT or value.size > limit or not is_utf8(reader.at, value.size):
-        return False
-    text.data = <const char*>reader.at
-    text.size = <uint32_t>value.size
-    reader.at += value.size
-    return True
+# Reading. Each function takes the place where an item starts and returns where it ends, or NULL where it is not valid.
+#
+# An item in its shortest form, as nearly all are, is taken without asking whether the event goes on that far: behind the
+# last event there is padding enough for all of them up to the lines. Who has read several asks then. And short texts
+# are not checked for UTF-8 here, since to tell that all of them are ASCII is a matter of some instructions while they
+# are hashed.
+
+cdef inline Reader reader_at(Place at, Place end) noexcept nogil:
+    cdef Reader reader
+    reader.at = at
+    reader.end = end
+    return reader
 
 
-cdef bint read_any_text(Reader* reader, uint32_t limit, Text* text) noexcept nogil:
+cdef Place any_text(Place at, Place end, uint32_t limit, Text* text) noexcept nogil:
     """Read an optional text, whatever its form."""
-    cdef Value value
-    read_head(reader, &value)
-    if is_absent(&value):
-        return True
-    return take_text(reader, &value, limit, text)
-
-
-cdef inline bint read_text(Reader* reader, uint32_t limit, Text* text) noexcept nogil:
-    """Read an optional text."""
-    cdef const unsigned char* at = reader.at
-    cdef uint32_t size
-    if at < reader.end and 0xa0 <= at[0] <= 0xbf:
-        # Nearly every text is a short one of ASCII.
-        size = at[0] & 0x1f
-        if size <= limit and size < reader.end - at and is_ascii(<const char*>at + 1, size):
-            text.data = <const char*>at + 1
-            text.size = size
-            reader.at = at + 1 + size
-            return True
-    return read_any_text(reader, limit, text)
-
-
-cdef inline bint read_name(Reader* reader, Text* text) noexcept nogil:
-    """Read a category or tag: a text that may be empty, but not absent in another way."""
-    cdef Reader start = reader[0]
+    cdef Reader reader = reader_at(at, end)
     cdef Value value
     text.size = 0
-    if not read_text(reader, NAME_BYTES, text):
-        return False
-    return text.size != 0 or read_head(&start, &value) == TYPE_TEXT
-
-
-cdef bint read_any_integer(Reader* reader, int64_t low, int64_t high, int64_t* number) noexcept nogil:
-    """Read an optional integer, whatever its form."""
-    cdef Value value
-    read_head(reader, &value)
+    read_head(&reader, &value)
     if is_absent(&value):
-        return True
+        return reader.at
+    if value.type != TYPE_TEXT or value.size > limit or not is_utf8(reader.at, value.size):
+        return NULL
+    text.data = <const char*>reader.at
+    text.size = <uint32_t>value.size
+    return reader.at + value.size
+
+
+cdef inline Place text_at(Place at, Place end, uint32_t limit, Text* text) noexcept nogil:
+    """Read an optional text."""
+    cdef uint32_t size = at[0] ^ <uint32_t>SHORT_TEXT
+    if size < SHORT_TEXTS:
+        text.data = <const char*>at + 1
+        text.size = size
+        return at + 1 + size
+    if at[0] == NIL:
+        text.size = 0
+        return at + 1
+    return any_text(at, end, limit, text)
+
+
+cdef Place any_name(Place at, Place end, Text* text) noexcept nogil:
+    cdef Reader start = reader_at(at, end)
+    cdef Value value
+    return any_text(at, end, NAME_BYTES, text) if read_head(&start, &value) == TYPE_TEXT else NULL
+
+
+cdef inline Place name_at(Place at, Place end, Text* text) noexcept nogil:
+    """Read a category or tag: a text that may be empty, but not absent in another way."""
+    cdef uint32_t size = at[0] ^ <uint32_t>SHORT_TEXT
+    if size < SHORT_TEXTS:
+        text.data = <const char*>at + 1
+        text.size = size
+        return at + 1 + size
+    return any_name(at, end, text)
+
+
+cdef Place any_integer(Place at, Place end, int64_t low, int64_t high, int64_t* number) noexcept nogil:
+    """Read an optional integer, whatever its form."""
+    cdef Reader reader = reader_at(at, end)
+    cdef Value value
+    read_head(&reader, &value)
+    if is_absent(&value):
+        return reader.at
     if value.type != TYPE_INTEGER or value.huge or not low <= value.number <= high:
-        return False
+        return NULL
     number[0] = value.number
-    return True
+    return reader.at
 
 
-cdef inline bint read_integer(Reader* reader, int64_t low, int64_t high, int64_t* number) noexcept nogil:
-    """Read an optional integer."""
-    cdef const unsigned char* at = reader.at
+cdef inline Place integer_at(Place at, Place end, int64_t low, int64_t high, int64_t* number) noexcept nogil:
+    """Read an optional integer; ``number`` stays as it is where there is none."""
+    cdef uint32_t form = at[0] - <uint32_t>0xcc
     cdef uint64_t value
     cdef int width
-    if at < reader.end and 0xcc <= at[0] <= 0xcf:
-        # Nearly every number is one of these, 1 to 8 bytes.
-        width = 1 << (at[0] - 0xcc)
-        if reader.end - at > width:
-            value = big_endian(at + 1, 8) >> (64 - 8 * width)
-            reader.at = at + 1 + width
-            number[0] = <int64_t>value
-            return <uint64_t>low <= value <= <uint64_t>high
-    return read_any_integer(reader, low, high, number)
+    if form > 3:
+        return any_integer(at, end, low, high, number)
+    # Nearly every number is one of 1 to 8 bytes without a sign.
+    width = 1 << form
+    value = big_endian(at + 1, 8) >> (64 - 8 * width)
+    number[0] = <int64_t>value
+    return at + 1 + width if value - <uint64_t>low <= <uint64_t>(high - low) else NULL
 
 
-cdef inline CachedName* cached_name(Hashing* hashing, uint64_t word, uint32_t size) noexcept nogil:
-    return &hashing.names[((word + size) * <uint64_t>0x9e3779b97f4a7c15) >> (64 - CACHE_BITS)]
+cdef const Name* new_name(const Rules* rules, Hashing* hashing, const Text* text, Name* name) noexcept nogil:
+    """Look a name up in the rulebook and keep it in place of another; return NULL where it is not UTF-8."""
+    cdef Name found
+    if not is_utf8(<Place>text.data, text.size):
+        return NULL
+    found.first = load_rest(text.data, min(text.size, <uint32_t>8))
+    found.second = load_word(text.data + text.size - 8) if text.size > 8 else 0
+    found.size = text.size
+    found.hash = hash_text(hashing.key, DOMAIN_NAME, text.data, text.size)
+    look_up(rules, &found)
+    name[0] = found
+    return name
 
 
-cdef uint64_t any_name_hash(Hashing* hashing, const char* data, uint32_t size) noexcept nogil:
-    """Return the hash of a name of at least one byte, whether it was seen before or not."""
-    cdef CachedName name
-    cdef CachedName* known
-    if size > CACHED_BYTES:
-        return hash_text(hashing.key, DOMAIN_NAME, data, size)
-    name.words[1] = name.words[2] = name.words[3] = 0
-    if size <= 8:
-        name.words[0] = load_rest(data, size)
-    else:
-        name.words[0] = load_word(data)
-        name.words[1] = load_word(data + size - 8)
-        if size > 16:
-            name.words[2] = load_word(data + 8)
-            name.words[3] = load_word(data + size - 16)
-    known = cached_name(hashing, name.words[0] + 31 * name.words[1], size)
-    if (known.size != size or known.words[0] != name.words[0] or known.words[1] != name.words[1]
-            or known.words[2] != name.words[2] or known.words[3] != name.words[3]):
-        name.size = size
-        name.hash = hash_text(hashing.key, DOMAIN_NAME, data, size)
-        known[0] = name
-    return known.hash
-
-
-cdef inline uint64_t name_hash(Hashing* hashing, const Text* text) noexcept nogil:
-    """Return the hash of a kind, city, category, tag or tier; 0 where it is absent.
+cdef inline const Name* name_of(const Rules* rules, Hashing* hashing, const Text* text) noexcept nogil:
+    """Return what a kind, category, city, tag or tier is to the rulebook; NULL where it is not UTF-8.
 
     There are few of them, so the last ones are kept; a name that pushes out another costs time and nothing else.
     """
-    cdef uint64_t word
-    cdef CachedName* known
-    if text.size == 0:
-        return 0
+    cdef uint64_t first, second = 0
+    cdef Name* known
     if text.size <= 8:
-        # Most names are short ones that were seen before. Of those the other words are 0.
-        word = load_rest(text.data, text.size)
-        known = cached_name(hashing, word, text.size)
-        if known.size == text.size and known.words[0] == word:
-            return known.hash
-    return any_name_hash(hashing, text.data, text.size)
-
-
-cdef inline bint read_line(const Rules* rules, Hashing* hashing, Reader* reader, Event* event,
-                           int64_t* sum_fen, uint128* base) noexcept nogil:
-    """Read one line and add it up."""
-    cdef Value value
-    cdef Text category
-    cdef int64_t amount = ABSENT, weight
-    cdef uint64_t hash
-    cdef int32_t known
-    if reader.at < reader.end and reader.at[0] == PAIR:
-        reader.at += 1
+        if text.size == 0:
+            return &hashing.empty
+        first = load_rest(text.data, text.size)
+    elif text.size <= CACHED_BYTES:
+        first = load_word(text.data)
+        second = load_word(text.data + text.size - 8)
     else:
-        read_head(reader, &value)
-        if value.type != TYPE_ARRAY or value.size != 2:
-            return False
-    if not read_name(reader, &category):
-        return False
-    if not read_integer(reader, 0, MAXIMUM_AMOUNT_FEN, &amount) or amount == ABSENT:
-        return False
-    sum_fen[0] += amount
-    hash = name_hash(hashing, &category)
-    event.content = folded(event.content ^ hash, hashing.content_factor + <uint64_t>amount)
-    if rules.priced_kind >= 0 and event.kind == rules.priced_kind:
-        if hash == 0:
-            weight = rules.blank_weight
-        else:
-            known = name_find(&rules.categories, hash, -1)
-            weight = rules.earning[event.kind].weight if known < 0 else rules.category_weights[known]
-        base[0] += <uint128>amount * <uint128>weight
-    return True
+        return new_name(rules, hashing, text, &hashing.long_name)
+    known = &hashing.names[((first ^ second * 31) + text.size) * <uint64_t>0x9e3779b97f4a7c15 >> (64 - CACHE_BITS)]
+    if known.first == first and known.second == second and known.size == text.size:
+        return known
+    return new_name(rules, hashing, text, known)
 
 
-cdef bint read_lines(const Rules* rules, Hashing* hashing, Reader* reader, Event* event) noexcept nogil:
-    """Read the lines, add them to the base where the kind is priced per yuan, and check their sum."""
+cdef inline Place array_at(Place at, Place end, uint64_t* count) noexcept nogil:
+    """Read the head of an optional array."""
+    cdef Reader reader
     cdef Value value
+    cdef uint32_t size = at[0] ^ <uint32_t>SHORT_ARRAY
+    if size < SHORT_ARRAYS:
+        count[0] = size
+        return at + 1
+    reader = reader_at(at, end)
+    read_head(&reader, &value)
+    count[0] = value.size if value.type == TYPE_ARRAY else 0
+    return reader.at if value.type == TYPE_ARRAY or is_absent(&value) else NULL
+
+
+cdef inline Place line_at(const Rules* rules, Hashing* hashing, Place at, Place end, Event* event,
+                          int64_t* sum_fen, uint128* base) noexcept nogil:
+    """Read one line and add it up."""
+    cdef const Name* name
+    cdef Text category
+    cdef int64_t amount = ABSENT
+    cdef uint64_t count = 2
+    if at[0] == PAIR:
+        at += 1
+    else:
+        at = array_at(at, end, &count)
+        if at == NULL or count != 2:
+            return NULL
+    at = name_at(at, end, &category)
+    if at == NULL:
+        return NULL
+    at = integer_at(at, end, 0, MAXIMUM_AMOUNT_FEN, &amount)
+    if at == NULL or at > end or amount == ABSENT:
+        return NULL
+    name = name_of(rules, hashing, &category)
+    if name == NULL:
+        return NULL
+    sum_fen[0] += amount
+    event.content = folded(event.content ^ name.hash, hashing.content_factor + <uint64_t>amount)
+    base[0] += <uint128>amount * <uint128>name.weight
+    return at
+
+
+cdef Place lines_at(const Rules* rules, Hashing* hashing, Place at, Place end, Event* event) noexcept nogil:
+    """Read the lines, add them to the base where the kind is priced per yuan, and check their sum."""
     cdef int64_t sum_fen = 0
-    cdef uint64_t _i
+    cdef uint64_t count, _i
     cdef uint128 base = 0
-    cdef const unsigned char* start
-    read_head(reader, &value)
-    if is_absent(&value):
-        return True
-    if value.type != TYPE_ARRAY or value.size > MAXIMUM_LINES:
-        return False
-    event.line_count = value.size
-    start = reader.at
-    for _i in range(event.line_count):
-        if not read_line(rules, hashing, reader, event, &sum_fen, &base):
-            return False
-    event.lines.data = <const char*>start
-    event.lines.size = <uint32_t>(reader.at - start)
+    at = array_at(at, end, &count)
+    if at == NULL or count > MAXIMUM_LINES:
+        return NULL
+    if count == 0:
+        return at
+    event.line_count = <uint8_t>count
+    event.lines.data = <const char*>at
+    for _i in range(count):
+        at = line_at(rules, hashing, at, end, event, &sum_fen, &base)
+        if at == NULL:
+            return NULL
+    event.lines.size = <uint32_t>(<const char*>at - event.lines.data)
     event.base_high = <uint64_t>(base >> 64)
     event.base_low = <uint64_t>base
-    return sum_fen == event.amount
+    return at if sum_fen == event.amount else NULL
 
 
-cdef bint read_tags(const Rules* rules, Hashing* hashing, Reader* reader, Event* event) noexcept nogil:
+cdef Place tags_at(const Rules* rules, Hashing* hashing, Place at, Place end, Event* event) noexcept nogil:
     """Read the tags and unite the campaigns that name them."""
-    cdef Value value
+    cdef const Name* name
     cdef Text tag
-    cdef uint64_t _i, hash
-    cdef int32_t known, word
-    cdef const unsigned char* start
-    read_head(reader, &value)
-    if is_absent(&value):
-        return True
-    if value.type != TYPE_ARRAY or value.size > MAXIMUM_TAGS:
-        return False
-    event.tag_count = value.size
-    start = reader.at
-    for _i in range(event.tag_count):
-        if not read_name(reader, &tag):
-            return False
-        hash = name_hash(hashing, &tag)
-        event.content = folded(event.content ^ hash, hashing.content_factor)
-        known = name_find(&rules.tags, hash, -1)
-        if known >= 0:
+    cdef uint64_t count, _i
+    cdef int32_t word
+    at = array_at(at, end, &count)
+    if at == NULL or count > MAXIMUM_TAGS:
+        return NULL
+    if count == 0:
+        return at
+    event.tag_count = <uint8_t>count
+    event.tags.data = <const char*>at
+    for _i in range(count):
+        at = name_at(at, end, &tag)
+        if at == NULL or at > end:
+            return NULL
+        name = name_of(rules, hashing, &tag)
+        if name == NULL:
+            return NULL
+        event.content = folded(event.content ^ name.hash, hashing.content_factor)
+        if name.tag >= 0:
             for word in range(rules.words):
-                event.tags_mask[word] |= rules.tag_masks[known * rules.words + word]
-    event.tags.data = <const char*>start
-    event.tags.size = <uint32_t>(reader.at - start)
-    return True
+                event.tags_mask[word] |= rules.tag_masks[name.tag * rules.words + word]
+    event.tags.size = <uint32_t>(<const char*>at - event.tags.data)
+    return at
 
 
 cdef inline bint is_key(const Text* text, const char* name, uint32_t size) noexcept nogil:
     return text.size == size and memcmp(text.data, name, size) == 0
 
 
-cdef bint read_attributes(Reader* reader, Event* event, int depth) noexcept nogil:
+cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place end, Event* event,
+                         int depth) noexcept nogil:
     """Read the map of attributes. Of a key that repeats the last value counts; unknown keys are ignored."""
+    cdef Reader reader = reader_at(at, end), key
     cdef Value value
     cdef Text name
-    cdef Reader tier, card_until, immune_until, key
+    cdef Place tier = NULL, card_until = NULL, immune_until = NULL
     cdef uint64_t _i
-    read_head(reader, &value)
+    read_head(&reader, &value)
     if is_absent(&value):
-        return True
+        return reader.at
     if value.type != TYPE_MAP:
-        return False
-    tier.at = card_until.at = immune_until.at = NULL
-    tier.end = card_until.end = immune_until.end = reader.end
+        return NULL
     for _i in range(value.size):
-        key = reader[0]
-        if not skip(reader, depth + 2):
-            return False
+        key = reader
+        if not skip(&reader, depth + 2):
+            return NULL
         read_head(&key, &value)
         name.size = 0
         if value.type == TYPE_TEXT:
             name.data = <const char*>key.at
             name.size = <uint32_t>min(value.size, <uint64_t>1024)
         if is_key(&name, "tier", 4):
-            tier.at = reader.at
+            tier = reader.at
         elif is_key(&name, "card_until", 10):
-            card_until.at = reader.at
+            card_until = reader.at
         elif is_key(&name, "immune_until", 12):
-            immune_until.at = reader.at
-        if not skip(reader, depth + 2):
-            return False
-    if tier.at != NULL and not read_text(&tier, NAME_BYTES, &event.tier):
-        return False
-    if card_until.at != NULL and not read_integer(&card_until, 1, MAXIMUM_TIME_MS, &event.card_until):
-        return False
-    if immune_until.at != NULL and not read_integer(&immune_until, 1, MAXIMUM_TIME_MS, &event.immune_until):
-        return False
-    return True
+            immune_until = reader.at
+        if not skip(&reader, depth + 2):
+            return NULL
+    if tier != NULL:
+        if any_text(tier, end, NAME_BYTES, &event.tier) == NULL:
+            return NULL
+        event.tier_hash = name_of(rules, hashing, &event.tier).hash
+    if card_until != NULL and any_integer(card_until, end, 1, MAXIMUM_TIME_MS, &event.card_until) == NULL:
+        return NULL
+    if immune_until != NULL and any_integer(immune_until, end, 1, MAXIMUM_TIME_MS, &event.immune_until) == NULL:
+        return NULL
+    return reader.at
 
 
-cdef inline bint read_items(const Rules* rules, Hashing* hashing, Reader* reader, uint64_t count,
-                            Event* event, int depth) noexcept nogil:
-    """Read the array's items in their order."""
-    cdef uint64_t kind_hash, _item
-    if not (read_text(reader, IDENTITY_BYTES, &event.id) and read_text(reader, NAME_BYTES, &event.kind_name)
-            and read_text(reader, IDENTITY_BYTES, &event.member)
-            and read_integer(reader, 1, MAXIMUM_TIME_MS, &event.ts)):
-        return False
-    if event.id.size == 0 or event.kind_name.size == 0 or event.member.size == 0 or event.ts == 0:
-        return False
-    kind_hash = name_hash(hashing, &event.kind_name)
-    event.kind = name_find(&rules.kinds, kind_hash, -1)
-    event.content = folded(hashing.content_seed ^ kind_hash, hashing.content_factor)
-    if count > 4 and not read_integer(reader, 0, MAXIMUM_AMOUNT_FEN, &event.amount):
-        return False
-    if count > 5 and not read_text(reader, IDENTITY_BYTES, &event.order):
-        return False
-    if count > 6 and not read_text(reader, IDENTITY_BYTES, &event.device):
-        return False
-    if count > 7 and not read_text(reader, IDENTITY_BYTES, &event.ip):
-        return False
-    if count > 8 and not read_text(reader, IDENTITY_BYTES, &event.phone):
-        return False
-    if count > 9 and not read_text(reader, NAME_BYTES, &event.city):
-        return False
-    if count > 10 and not read_lines(rules, hashing, reader, event):
-        return False
-    if count > 11 and not read_tags(rules, hashing, reader, event):
-        return False
-    if count > 12 and not read_attributes(reader, event, depth):
-        return False
-    for _item in range(KNOWN_ITEMS, max(count, <uint64_t>KNOWN_ITEMS)):
-        if not skip(reader, depth + 1):
-            return False
-    if event.amount == ABSENT and (kind_hash == rules.order_paid or event.kind == rules.earning_count + KIND_REFUNDED):
-        return False
-    return event.order.size != 0 or event.kind != rules.earning_count + KIND_REFUNDED
+cdef inline void set_absent(Event* event) noexcept nogil:
+    """Leave what the items that may follow the time are where they do not: an event's memory has held others before."""
+    cdef int word
+    event.amount = ABSENT
+    event.order.size = event.device.size = event.ip.size = event.phone.size = event.city_name.size = 0
+    event.tier.size = event.lines.size = event.tags.size = 0
+    event.line_count = event.tag_count = 0
+    event.card_until = event.immune_until = 0
+    event.tier_hash = 0
+    event.base_high = event.base_low = 0
+    for word in range(MAXIMUM_WORDS):
+        event.tags_mask[word] = 0
 
 
-cdef inline Hash128 key_hash(SipKey key, uint64_t domain, const Text* text) noexcept nogil:
+cdef inline Place identity_at(Place at, Place end, Event* event) noexcept nogil:
+    """Read the required items."""
+    at = text_at(at, end, IDENTITY_BYTES, &event.id)
+    if at != NULL:
+        at = text_at(at, end, NAME_BYTES, &event.kind_name)
+    if at != NULL:
+        at = text_at(at, end, IDENTITY_BYTES, &event.member)
+    event.ts = 0
+    if at != NULL:
+        at = integer_at(at, end, 1, MAXIMUM_TIME_MS, &event.ts)
+    if at == NULL or event.id.size == 0 or event.kind_name.size == 0 or event.member.size == 0 or event.ts == 0:
+        return NULL
+    return at
+
+
+cdef inline Place keys_at(Place at, Place end, uint64_t count, Event* event) noexcept nogil:
+    """Read the items before the lines."""
+    if count > 4:
+        at = integer_at(at, end, 0, MAXIMUM_AMOUNT_FEN, &event.amount)
+    if count > 5 and at != NULL:
+        at = text_at(at, end, IDENTITY_BYTES, &event.order)
+    if count > 6 and at != NULL:
+        at = text_at(at, end, IDENTITY_BYTES, &event.device)
+    if count > 7 and at != NULL:
+        at = text_at(at, end, IDENTITY_BYTES, &event.ip)
+    if count > 8 and at != NULL:
+        at = text_at(at, end, IDENTITY_BYTES, &event.phone)
+    if count > 9 and at != NULL:
+        at = text_at(at, end, NAME_BYTES, &event.city_name)
+    return at
+
+
+cdef inline Place rest_at(const Rules* rules, Hashing* hashing, Place at, Place end, uint64_t count, Event* event,
+                          int depth) noexcept nogil:
+    """Read the items from the lines on."""
+    cdef Reader reader
+    cdef uint64_t _item
+    if count > 10:
+        at = lines_at(rules, hashing, at, end, event)
+    if count > 11 and at != NULL:
+        at = tags_at(rules, hashing, at, end, event)
+    if count > 12 and at != NULL:
+        at = attributes_at(rules, hashing, at, end, event, depth)
+    if count > KNOWN_ITEMS and at != NULL:
+        reader = reader_at(at, end)
+        for _item in range(KNOWN_ITEMS, count):
+            if not skip(&reader, depth + 1):
+                return NULL
+        at = reader.at
+    return at
+
+
+cdef inline Hash128 key_hash(const SipState* start, const Text* text, uint64_t* seen) noexcept nogil:
+    """Hash an id or key. Its bytes are united in ``seen``, whose highest bits show whether there was but ASCII."""
+    cdef SipState s
     cdef Hash128 none
     if text.size == 0:
         none.first = none.second = 0
         return none
-    return hash_text_128(key, domain, text.data, text.size)
+    s = start[0]
+    seen[0] |= sip_text(&s, text.data, text.size)
+    return sip_finish_128(&s)
 
 
-cdef inline void hash_event(Hashing* hashing, Event* event) noexcept nogil:
+cdef inline void hash_event(Hashing* hashing, Event* event, uint64_t city_hash, uint64_t* seen) noexcept nogil:
     """Hash the keys, and finish the hash of the content: all fields but the arrival.
 
     Where an id comes again, the content only tells a re-send from a conflict. So it is worth a secret, but not SipHash:
     products with it, folded.
     """
-    cdef uint64_t content = event.content
+    cdef uint64_t content = event.content, word
     cdef const char* order = event.order.data
     cdef uint32_t rest = event.order.size
-    event.id_hash = hash_text_128(hashing.key, DOMAIN_ID, event.id.data, event.id.size)
-    event.keys[KEY_MEMBER] = hash_text_128(hashing.key, DOMAIN_MEMBER, event.member.data, event.member.size)
-    event.keys[KEY_DEVICE] = key_hash(hashing.key, DOMAIN_DEVICE, &event.device)
-    event.keys[KEY_IP] = key_hash(hashing.key, DOMAIN_IP, &event.ip)
-    event.keys[KEY_PHONE] = key_hash(hashing.key, DOMAIN_PHONE, &event.phone)
-    event.city_hash = name_hash(hashing, &event.city)
-    event.tier_hash = name_hash(hashing, &event.tier)
+    event.id_hash = key_hash(&hashing.id_start, &event.id, seen)
+    event.keys[KEY_MEMBER] = key_hash(&hashing.key_starts[KEY_MEMBER], &event.member, seen)
+    event.keys[KEY_DEVICE] = key_hash(&hashing.key_starts[KEY_DEVICE], &event.device, seen)
+    event.keys[KEY_IP] = key_hash(&hashing.key_starts[KEY_IP], &event.ip, seen)
+    event.keys[KEY_PHONE] = key_hash(&hashing.key_starts[KEY_PHONE], &event.phone, seen)
     while rest > 8:
-        content = folded(content ^ load_word(order), hashing.content_factor)
+        word = load_word(order)
+        seen[0] |= word
+        content = folded(content ^ word, hashing.content_factor)
         order += 8
         rest -= 8
     if rest:
-        content = folded(content ^ load_rest(order, rest), hashing.content_factor)
+        word = load_rest(order, rest)
+        seen[0] |= word
+        content = folded(content ^ word, hashing.content_factor)
     content = folded(content ^ event.keys[KEY_MEMBER].first, hashing.content_factor + event.keys[KEY_DEVICE].first)
     content = folded(content ^ event.keys[KEY_IP].first, hashing.content_factor + event.keys[KEY_PHONE].first)
     content = folded(content ^ <uint64_t>event.ts, hashing.content_factor + <uint64_t>event.amount)
-    content = folded(content ^ event.city_hash, hashing.content_factor + event.tier_hash)
+    content = folded(content ^ city_hash, hashing.content_factor + event.tier_hash)
     content = folded(content ^ rotated(event.card_until, 1), hashing.content_factor + <uint64_t>event.immune_until)
     event.content = folded(
         content ^ (<uint64_t>event.line_count << 8) ^ event.tag_count, hashing.content_factor + event.order.size)
+
+
+cdef bint are_utf8(const Event* event) noexcept nogil:
+    """Tell whether the texts that were not looked up as names are UTF-8."""
+    return (is_utf8(<Place>event.id.data, event.id.size)
+            and is_utf8(<Place>event.member.data, event.member.size)
+            and is_utf8(<Place>event.order.data, event.order.size)
+            and is_utf8(<Place>event.device.data, event.device.size)
+            and is_utf8(<Place>event.ip.data, event.ip.size)
+            and is_utf8(<Place>event.phone.data, event.phone.size))
 
 
 cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* data, const char* end,
@@ -452,22 +544,48 @@ cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* 
     ``depth`` is the number of containers around it. The caller sets the arrival and the place in the stream, and the
     status.
     """
-    cdef Reader reader
-    cdef Value value
+    cdef Place at = <Place>data, last = <Place>end
+    cdef const Name* name
+    cdef uint64_t kind_hash, city_hash, count = 0, seen = 0
     cdef uint128 base
-    reader.at = <const unsigned char*>data
-    reader.end = <const unsigned char*>end
-    event.amount = ABSENT
-    if read_head(&reader, &value) != TYPE_ARRAY or value.size < REQUIRED_ITEMS:
+    set_absent(event)
+    if at < last:
+        at = array_at(at, last, &count)
+    if at == NULL or count < REQUIRED_ITEMS:
         return NULL
-    if not read_items(rules, hashing, &reader, value.size, event, depth):
+    at = identity_at(at, last, event)
+    if at == NULL:
+        return NULL
+    at = keys_at(at, last, count, event)
+    # Nothing that was read may be looked at before it is known to be there.
+    if at == NULL or at > last:
+        return NULL
+    name = name_of(rules, hashing, &event.kind_name)
+    if name == NULL:
+        return NULL
+    kind_hash = name.hash
+    event.kind = name.kind
+    event.content = folded(hashing.content_seed ^ kind_hash, hashing.content_factor)
+    name = name_of(rules, hashing, &event.city_name)
+    if name == NULL:
+        return NULL
+    city_hash = name.hash
+    event.city = name.city
+    at = rest_at(rules, hashing, at, last, count, event, depth)
+    if at == NULL:
+        return NULL
+    if event.amount == ABSENT and (kind_hash == rules.order_paid or event.kind == rules.earning_count + KIND_REFUNDED):
+        return NULL
+    if event.order.size == 0 and event.kind == rules.earning_count + KIND_REFUNDED:
         return NULL
     if event.line_count == 0 and rules.priced_kind >= 0 and event.kind == rules.priced_kind:
         base = <uint128>event.amount * <uint128>rules.blank_weight
         event.base_high = <uint64_t>(base >> 64)
         event.base_low = <uint64_t>base
-    hash_event(hashing, event)
-    return <const char*>reader.at
+    hash_event(hashing, event, city_hash, &seen)
+    if seen & HIGH_BITS and not are_utf8(event):
+        return NULL
+    return <const char*>at
 
 
 cdef bint open_batch(Reader* reader, uint64_t* count) noexcept nogil:

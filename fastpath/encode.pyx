@@ -282,7 +282,7 @@ cdef inline int items_of_payload(const Event* event) noexcept nogil:
         return 12
     if event.line_count:
         return 11
-    if event.city.size:
+    if event.city_name.size:
         return 10
     if event.order.size:
         return 6
@@ -304,7 +304,7 @@ cdef void write_payload(Buffer* buffer, const Event* event) noexcept nogil:
         elif item == 5:
             write_optional(buffer, &event.order)
         elif item == 9:
-            write_optional(buffer, &event.city)
+            write_optional(buffer, &event.city_name)
         elif item == 10:
             write_list(buffer, &event.lines, event.line_count, True)
         elif item == 11:

@@ -64,10 +64,11 @@ cdef inline uint64_t load_word(const char* data) noexcept nogil:
     return word
 
 
-# The decoder's texts lie in buffers that go on for PADDING bytes after their end, so that a short text can be loaded in
-# whole words; what is not of the text is masked out.
+# The decoder's values lie in buffers that go on for PADDING bytes after their end: a short text can be loaded in whole
+# words, of which what is not of the text is masked out, and several short items can be read before it is asked whether
+# they were there (decode.pyx).
 cdef enum:
-    PADDING = 32
+    PADDING = 384
 
 cdef extern from *:
     """
@@ -82,12 +83,18 @@ cdef inline uint64_t load_rest(const char* data, uint32_t rest) noexcept nogil:
     return load_word(data) & MASKS[rest]
 
 
-cdef inline void sip_text(SipState* s, const char* data, uint32_t size) noexcept nogil:
+cdef inline uint64_t sip_text(SipState* s, const char* data, uint32_t size) noexcept nogil:
+    """Take in a text, and return a word in which bit 7 of some byte is set if it is in the text."""
     cdef const char* last = data + (size & ~<uint32_t>7)
+    cdef uint64_t word, seen = 0
     while data < last:
-        sip_word(s, load_word(data))
+        word = load_word(data)
+        seen |= word
+        sip_word(s, word)
         data += 8
-    sip_word(s, load_rest(data, size & 7) | (<uint64_t>(size & 0xff) << 56))
+    word = load_rest(data, size & 7)
+    sip_word(s, word | (<uint64_t>(size & 0xff) << 56))
+    return seen | word
 
 
 cdef inline uint64_t hash_text(SipKey key, uint64_t domain, const char* data, uint32_t size) noexcept nogil:
@@ -99,12 +106,10 @@ cdef inline uint64_t hash_text(SipKey key, uint64_t domain, const char* data, ui
     return value if value else 1
 
 
-cdef inline Hash128 hash_text_128(SipKey key, uint64_t domain, const char* data, uint32_t size) noexcept nogil:
+cdef inline Hash128 sip_finish_128(SipState* s) noexcept nogil:
     """Return 128 bits: the 64 of ``hash_text``, never 0, and as many more of the final state."""
-    cdef SipState s = sip_start(key, domain)
     cdef Hash128 value
-    sip_text(&s, data, size)
-    value.first = sip_finish(&s)
+    value.first = sip_finish(s)
     value.second = s.v1 ^ s.v2
     if value.first == 0:
         value.first = 1

@@ -69,36 +69,37 @@ cdef enum:
     KEYS = 4
 
 cdef struct Event:
+    # What every decision needs comes first: the decisions of another core's events wait for each cache line of them.
     int64_t arrival_ms
     uint64_t arrival_seq
     uint32_t entry             # number of the raw entry
     uint32_t index             # index within it
-    Text raw                   # its bytes in the stream entry; those of JSON are kept by the core
-    bint from_json
     int32_t kind               # earning rule, or rules + BuiltInKind, or -1
-    uint8_t status
+    int32_t city               # number among those that campaigns name, or -1
+    uint8_t status             # of an event that is invalid, nothing but the place and `raw` is set
+    uint8_t from_json
+    uint8_t line_count
     uint8_t tag_count
-    uint16_t line_count
     int64_t ts
     int64_t amount             # -1 where absent
-    int64_t card_until         # 0 where absent
-    int64_t immune_until       # 0 where absent
+    uint64_t content           # hash of every field but the arrival
     uint64_t base_high         # base in parts of a point: 128 bits
     uint64_t base_low
-    uint64_t tags_mask[MAXIMUM_WORDS]
+    Hash128 id_hash
+    Hash128 keys[KEYS]         # of a member the first half counts: members are compared by name
     Text id
-    Text kind_name
     Text member
     Text order
     Text device
     Text ip
     Text phone
-    Text city
+    int64_t card_until         # 0 where absent
+    int64_t immune_until       # 0 where absent
+    uint64_t tier_hash         # 0 where absent
+    uint64_t tags_mask[MAXIMUM_WORDS]
+    Text kind_name
+    Text city_name
     Text tier
     Text lines                 # MessagePack of the array's items, header excluded
     Text tags
-    uint64_t city_hash
-    uint64_t tier_hash
-    uint64_t content           # hash of every field but the arrival
-    Hash128 id_hash
-    Hash128 keys[KEYS]         # of a member the first half counts: members are compared by name
+    Text raw                   # its bytes in the stream entry; those of JSON are kept by the core
