@@ -1,31 +1,35 @@
 """Local dates and times, the compiled twin of accrual.rulebook.calendar."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from fastpath.rules cimport Rules
 
 cdef struct Clock:
-    # The stretch of time whose offset was looked up last.
+    # The stretch of time whose offset was looked up last, and what of it is the local day that was asked for last.
     int64_t from_ms
     int64_t until_ms
     int64_t offset_ms
+    int64_t day_from_ms
+    int64_t day_until_ms
+    int64_t midnight_ms
+    int32_t day
 
 
 cdef void clock_move(Clock* clock, const Rules* rules, int64_t time_ms) noexcept nogil
+cdef void clock_move_day(Clock* clock, const Rules* rules, int64_t time_ms) noexcept nogil
 cdef int32_t earliest_day(const Rules* rules, int64_t time_ms, int32_t day) noexcept nogil
 
 
-cdef inline int32_t local_day(Clock* clock, const Rules* rules, int64_t time_ms, int32_t* minute) noexcept nogil:
-    """Return the local day number of ``time_ms`` and leave the minute of that day."""
-    cdef int64_t local, day
-    if not clock.from_ms <= time_ms < clock.until_ms:
-        clock_move(clock, rules, time_ms)
-    local = time_ms + clock.offset_ms
-    day = local // 86400000
-    if local < 0 and day * 86400000 != local:
-        day -= 1
-    minute[0] = <int32_t>((local - day * 86400000) // 60000)
-    return <int32_t>day
+cdef inline int32_t local_day(Clock* clock, const Rules* rules, int64_t time_ms) noexcept nogil:
+    """Return the local day number of ``time_ms``."""
+    if not clock.day_from_ms <= time_ms < clock.day_until_ms:
+        clock_move_day(clock, rules, time_ms)
+    return clock.day
+
+
+cdef inline int32_t local_minute(const Clock* clock, int64_t time_ms) noexcept nogil:
+    """Return the minute of the local day for which the clock was asked last."""
+    return <int32_t>(<uint64_t>(time_ms - clock.midnight_ms) // 60000)
 
 
 cdef inline uint32_t day_of_month(int32_t day) noexcept nogil:

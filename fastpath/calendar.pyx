@@ -30,6 +30,21 @@ cdef void clock_move(Clock* clock, const Rules* rules, int64_t time_ms) noexcept
         clock.from_ms = FOLD_START_MS + (time_ms - folded)
 
 
+cdef void clock_move_day(Clock* clock, const Rules* rules, int64_t time_ms) noexcept nogil:
+    """Look up the local day of ``time_ms``."""
+    cdef int64_t local, day
+    if not clock.from_ms <= time_ms < clock.until_ms:
+        clock_move(clock, rules, time_ms)
+    local = time_ms + clock.offset_ms
+    day = local // 86400000
+    if local < 0 and day * 86400000 != local:
+        day -= 1
+    clock.day = <int32_t>day
+    clock.midnight_ms = day * 86400000 - clock.offset_ms
+    clock.day_from_ms = max(clock.from_ms, clock.midnight_ms)
+    clock.day_until_ms = min(clock.until_ms, clock.midnight_ms + 86400000)
+
+
 cdef int32_t earliest_day(const Rules* rules, int64_t time_ms, int32_t day) noexcept nogil:
     """Return the earliest local day that any time from ``time_ms`` on can have; ``day`` is its own.
 
@@ -37,10 +52,10 @@ cdef int32_t earliest_day(const Rules* rules, int64_t time_ms, int32_t day) noex
     """
     cdef Clock clock
     cdef int64_t at
-    cdef int32_t minute
+    clock.day_from_ms = clock.day_until_ms = 0
     clock_move(&clock, rules, time_ms)
     while clock.until_ms - time_ms < LOOK_AHEAD_MS:
         at = clock.until_ms
         clock_move(&clock, rules, at)
-        day = min(day, local_day(&clock, rules, at, &minute))
+        day = min(day, local_day(&clock, rules, at))
     return day

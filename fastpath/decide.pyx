@@ -2,7 +2,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
-from fastpath.calendar cimport day_of_month, day_of_week, earliest_day, local_day
+from fastpath.calendar cimport day_of_month, day_of_week, earliest_day, local_day, local_minute
 from fastpath.exact cimport floor_product, saturated_sum
 from fastpath.rules cimport (
     ACTION_CLAMP,
@@ -73,12 +73,12 @@ from fastpath.types cimport (
     Event,
     Hash128,
 )
+from fastpath.window cimport add_points_sliding, count_sliding, points_sliding
 
 cdef enum:
     FUTURE_TOLERANCE_MS = 600000
-    BUCKETS = 8
     INITIAL_SETS = 256         # a power of two
-    KEPT_SETS = 4096           # more are forgotten before the next batch
+    KEPT_SETS = 65536          # more are forgotten before the next batch: to ask for one takes some microseconds
     # How many events before its decision what it will need is asked for: see below, "Looking ahead".
     SLOTS_AHEAD = 32
     MEMBER_AHEAD = 24
@@ -253,52 +253,7 @@ cdef Member* member_of(State* state, const Event* event, Member* candidate) exce
     return member
 
 
-# Counters: a limit's part of a record.
-
-cdef inline int advance(char* at, int64_t index, size_t bucket_bytes) noexcept nogil:
-    """Move a window on to ``index`` if it is not there yet, emptying what leaves it; return the bucket to count in."""
-    cdef int64_t* latest = <int64_t*>at
-    cdef char* buckets = at + sizeof(int64_t)
-    if index > latest[0]:
-        if latest[0] == 0 or index - latest[0] >= BUCKETS:
-            memset(buckets, 0, BUCKETS * bucket_bytes)
-            latest[0] = index
-        while latest[0] < index:
-            latest[0] += 1
-            memset(buckets + (latest[0] & (BUCKETS - 1)) * bucket_bytes, 0, bucket_bytes)
-    return <int>(max(index, latest[0] - BUCKETS + 1) & (BUCKETS - 1))
-
-
-cdef inline int64_t count_sliding(char* at, int64_t index) noexcept nogil:
-    """Count one event in the bucket of ``index`` and return the total."""
-    cdef uint32_t* buckets = <uint32_t*>(at + 8)
-    cdef int64_t total = 0
-    cdef int i = advance(at, index, sizeof(uint32_t))
-    if buckets[i] != <uint32_t>0xffffffff:
-        buckets[i] += 1
-    for i in range(BUCKETS):
-        total += buckets[i]
-    return total
-
-
-cdef inline int64_t points_sliding(const char* at, int64_t index) noexcept nogil:
-    """Return the total as an event in the bucket of ``index`` would see it; nothing moves."""
-    cdef int64_t latest = (<const int64_t*>at)[0]
-    cdef const int64_t* buckets = <const int64_t*>(at + 8)
-    cdef int64_t total = 0
-    cdef int64_t i
-    if latest == 0 or index - latest >= BUCKETS:
-        return 0
-    for i in range(max(latest, index) - BUCKETS + 1, latest + 1):
-        total = saturated_sum(total, buckets[i & (BUCKETS - 1)])
-    return total
-
-
-cdef inline void add_points_sliding(char* at, int64_t index, int64_t points) noexcept nogil:
-    cdef int64_t* buckets = <int64_t*>(at + 8)
-    cdef int i = advance(at, index, sizeof(int64_t))
-    buckets[i] = saturated_sum(buckets[i], points)
-
+# Counters: a limit's part of a record. Sliding totals are in window.pxd.
 
 cdef int64_t see_sliding(char* at, const Limit* limit, uint32_t member, int64_t time_ms) noexcept nogil:
     """Note the sight of a member and return how many distinct ones are within the window."""
@@ -389,7 +344,7 @@ cdef int turn_slot(State* state, const Rules* rules, Case* case, int key, char* 
 
 cdef inline int find_slot(State* state, const Rules* rules, Case* case, int key) except -1 nogil:
     """Leave where the key counts on the day of the event."""
-    cdef char* slot = case.places[key] + rules.day_offset[key] + (case.day & 1) * rules.day_bytes[key]
+    cdef char* slot = case.places[key] + rules.day_offsets[case.day & 1][key]
     if (<int32_t*>slot)[0] != case.day + MARK_OF_DAY:
         turn_slot(state, rules, case, key, slot)
     case.places[KEYS + key] = slot
@@ -530,8 +485,8 @@ cdef inline uint32_t set_position(const State* state, const uint64_t* words) noe
     return <uint32_t>hash & (4 * state.sets_capacity - 1)
 
 
-cdef CampaignSet* campaign_set(State* state, const Rules* rules, const uint64_t* words) except NULL nogil:
-    """Return the multiplier of a set of campaigns, asking Python for a set that was not seen before."""
+cdef inline CampaignSet* campaign_set(State* state, const Rules* rules, const uint64_t* words) except NULL nogil:
+    """Return the multiplier of a set of campaigns."""
     cdef uint32_t position = set_position(state, words)
     cdef CampaignSet* known
     while state.sets_index[position]:
@@ -539,14 +494,22 @@ cdef CampaignSet* campaign_set(State* state, const Rules* rules, const uint64_t*
         if known.words[0] == words[0] and (state.words == 1 or memcmp(known.words, words, sizeof(known.words)) == 0):
             return known
         position = (position + 1) & (4 * state.sets_capacity - 1)
-    with gil:
-        if state.sets_count == state.sets_capacity:
-            sets_reserve(state, 2 * state.sets_capacity)
-            return campaign_set(state, rules, words)
-        known = &state.sets[state.sets_count]
-        memset(known, 0, sizeof(CampaignSet))
-        memcpy(known.words, words, MAXIMUM_WORDS * sizeof(uint64_t))
-        load_multiplier(state, rules, known)
+    return new_campaign_set(state, rules, words)
+
+
+cdef CampaignSet* new_campaign_set(State* state, const Rules* rules, const uint64_t* words) except NULL with gil:
+    """Ask Python for the multiplier of a set that was not seen before, and keep it."""
+    cdef CampaignSet* known
+    cdef uint32_t position
+    if state.sets_count == state.sets_capacity:
+        sets_reserve(state, 2 * state.sets_capacity)
+    known = &state.sets[state.sets_count]
+    memset(known, 0, sizeof(CampaignSet))
+    memcpy(known.words, words, MAXIMUM_WORDS * sizeof(uint64_t))
+    load_multiplier(state, rules, known)
+    position = set_position(state, words)
+    while state.sets_index[position]:
+        position = (position + 1) & (4 * state.sets_capacity - 1)
     state.sets_count += 1
     state.sets_index[position] = state.sets_count
     return known
@@ -752,7 +715,7 @@ cdef int put_observed(Rows* rows, const Case* case, const int64_t* observed) exc
 # The decision
 
 cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number, int64_t time_ms, int32_t day,
-                int32_t minute, char** candidates, Rows* rows) except -1 nogil:
+                char** candidates, Rows* rows) except -1 nogil:
     """Steps 8 to 12."""
     cdef Case case
     cdef int64_t observed[64]
@@ -767,7 +730,7 @@ cdef int accrue(State* state, const Rules* rules, Event* event, uint32_t number,
     case.event = event
     case.time_ms = time_ms
     case.day = day
-    case.minute = minute
+    case.minute = local_minute(&state.event_clock, time_ms)
     case.tripped = 0
     case.actions = 0
     case.streak.last_day = case.streak.run = 0
@@ -839,7 +802,7 @@ cdef int decide_new(State* state, const Rules* rules, Event* event, uint32_t num
                     char** candidates, Rows* rows) except -1 nogil:
     """Steps 3 to 12, for an id that is not decided yet."""
     cdef int64_t time_ms = min(event.ts, event.arrival_ms)
-    cdef int32_t minute, day
+    cdef int32_t day
     cdef bint late
     if event.kind < 0:
         event.status = STATUS_UNKNOWN_KIND
@@ -847,7 +810,7 @@ cdef int decide_new(State* state, const Rules* rules, Event* event, uint32_t num
     if event.ts > event.arrival_ms + FUTURE_TOLERANCE_MS:
         event.status = STATUS_TS_IN_FUTURE
         return 0
-    day = local_day(&state.event_clock, rules, time_ms, &minute)
+    day = local_day(&state.event_clock, rules, time_ms)
     late = day < arrival_day - 1
     event.status = STATUS_ENTRY
     if event.kind > rules.earning_count + KIND_REFUNDED:
@@ -860,7 +823,7 @@ cdef int decide_new(State* state, const Rules* rules, Event* event, uint32_t num
         return put_plain_row(state, rules, rows, event, number, day, OUTCOME_DEFERRED, CAUSE_REFUND)
     if late:
         return put_plain_row(state, rules, rows, event, number, day, OUTCOME_DEFERRED, CAUSE_LATE)
-    return accrue(state, rules, event, number, time_ms, day, minute, candidates, rows)
+    return accrue(state, rules, event, number, time_ms, day, candidates, rows)
 
 
 cdef void next_day(State* state, const Rules* rules, int64_t arrival_ms, int32_t arrival_day) noexcept nogil:
@@ -877,10 +840,10 @@ cdef int decide_event(State* state, const Rules* rules, Event* event, uint32_t n
     """Steps 1 to 12. ``candidates`` may be the records of the event's keys and, last, of its id; or NULL, or stale."""
     cdef Table* ids = &state.tables[TABLE_IDS]
     cdef IdRecord* known = <IdRecord*>candidates[KEYS]
-    cdef int32_t minute, arrival_day
+    cdef int32_t arrival_day
     if event.status == STATUS_INVALID:
         return 0
-    arrival_day = local_day(&state.arrival_clock, rules, event.arrival_ms, &minute)
+    arrival_day = local_day(&state.arrival_clock, rules, event.arrival_ms)
     if arrival_day > state.latest_day:
         next_day(state, rules, event.arrival_ms, arrival_day)
     if known == NULL or known.header.first != event.id_hash.first or known.header.second != event.id_hash.second:

@@ -103,7 +103,7 @@ cdef struct Rules:
     int64_t* transition_ms
     int64_t* transition_offset_ms
     int32_t transition_count
-    uint32_t day_offset[KEYS]  # where a record has the first of its two slots of a day
+    uint32_t day_offsets[2][KEYS]  # where a record has its slots of even and odd days
     uint32_t day_bytes[KEYS]   # and how many bytes each has
 
 

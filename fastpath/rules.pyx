@@ -29,7 +29,8 @@ cdef class FlatRulebook:
             raise ValueError("a rulebook has too many campaigns")
         self.load_earning(sip)
         for number in range(KEYS):
-            self.rules.day_offset[<int>number] = description["day_offset"][number]
+            for parity in range(2):
+                self.rules.day_offsets[<int>parity][<int>number] = description["day_offsets"][parity][number]
             self.rules.day_bytes[<int>number] = description["day_bytes"][number]
         self.load_campaigns(sip)
         self.load_calendar()

@@ -84,15 +84,16 @@ cdef extern from *:
     #define accrual_prefetch(address) __builtin_prefetch(address, 0, 2)
     #define accrual_lowest_bit(mask) __builtin_ctzll(mask)
 
-    /* Of the eight slots of a line, those with the tag: bit i for slot i. A slot starts with its tag. */
-    static inline uint32_t accrual_match(const void *line, uint32_t tag) {
+    /* Of the eight slots of a line, those whose tag (part 0) or record (part 1) is the one wanted: bit i for slot i. */
+    static inline __attribute__((always_inline)) uint32_t accrual_slots(const void *line, uint32_t value, const int part) {
     #ifdef __SSE2__
         const float *words = (const float *)line;
-        const __m128i wanted = _mm_set1_epi32((int)tag);
-        const __m128i low = _mm_castps_si128(
-            _mm_shuffle_ps(_mm_load_ps(words), _mm_load_ps(words + 4), _MM_SHUFFLE(2, 0, 2, 0)));
-        const __m128i high = _mm_castps_si128(
-            _mm_shuffle_ps(_mm_load_ps(words + 8), _mm_load_ps(words + 12), _MM_SHUFFLE(2, 0, 2, 0)));
+        const __m128i wanted = _mm_set1_epi32((int)value);
+        const __m128 parts[4] = {_mm_load_ps(words), _mm_load_ps(words + 4), _mm_load_ps(words + 8), _mm_load_ps(words + 12)};
+        const __m128i low = _mm_castps_si128(part ? _mm_shuffle_ps(parts[0], parts[1], _MM_SHUFFLE(3, 1, 3, 1))
+                                                  : _mm_shuffle_ps(parts[0], parts[1], _MM_SHUFFLE(2, 0, 2, 0)));
+        const __m128i high = _mm_castps_si128(part ? _mm_shuffle_ps(parts[2], parts[3], _MM_SHUFFLE(3, 1, 3, 1))
+                                                   : _mm_shuffle_ps(parts[2], parts[3], _MM_SHUFFLE(2, 0, 2, 0)));
         const int first = _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(low, wanted)));
         const int second = _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(high, wanted)));
         return (uint32_t)(first | second << 4);
@@ -100,14 +101,19 @@ cdef extern from *:
         const uint32_t *words = (const uint32_t *)line;
         uint32_t found = 0;
         for (int i = 0; i < 8; i++)
-            found |= (uint32_t)(words[2 * i] == tag) << i;
+            found |= (uint32_t)(words[2 * i + part] == value) << i;
         return found;
     #endif
     }
+
+    #define accrual_match(line, tag) accrual_slots(line, tag, 0)
+    #define accrual_free(line) accrual_slots(line, 0, 1)
     """
     void prefetch "accrual_prefetch"(const void* address) noexcept nogil
     int lowest_bit "accrual_lowest_bit"(uint64_t mask) noexcept nogil
+    # Bit i for slot i of the line: those with the tag, and those that are free.
     uint32_t match_line "accrual_match"(const Slot* line, uint32_t tag) noexcept nogil
+    uint32_t free_in_line "accrual_free"(const Slot* line) noexcept nogil
 
 
 cdef inline uint32_t tag_of(uint64_t hash) noexcept nogil:

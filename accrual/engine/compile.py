@@ -178,7 +178,7 @@ def describe(rulebook: Rulebook, layouts: Layouts) -> dict[str, Any]:
         if per_yuan is None
         else {category: int(per_yuan.line_rate(category) * scale) for category in per_yuan.category_rates},
         "blank_weight": int(per_yuan.line_rate("") * scale) if per_yuan else 0,
-        "day_offset": [layouts.records[key].offset((0, "mark")) for key in LIMIT_KEYS],
+        "day_offsets": [[layouts.records[key].offset((parity, "mark")) for key in LIMIT_KEYS] for parity in range(2)],
         "day_bytes": [layouts.slots[key].size for key in LIMIT_KEYS],
         "campaigns": [
             {
