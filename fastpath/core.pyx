@@ -109,8 +109,144 @@ cdef struct Decoding:
     bint failed
 
 
+cdef struct Work:
+    # The events of a batch, and what was decided of them.
+    Region region              # of the events, which stay where they are while their number grows
+    Event* events
+    Rows rows
+    uint32_t event_count
+    uint32_t decided_count
+    uint32_t entry_count
+    uint64_t through_ms
+    uint64_t through_seq
+
+
 cdef inline bytes bytes_of(const char* data, uint64_t size):
     return PyBytes_FromStringAndSize(data, size)
+
+
+cdef class Batch:
+    """What a core has decided at one time: the core fills it, and another thread may encode it while the core goes on
+    with another one. What it was decided from must be kept for as long."""
+
+    cdef Work work
+    cdef Buffer sets           # encoded
+    cdef Buffer buffer         # of the encoder, kept from batch to batch
+    cdef bytes names
+    cdef list kept             # Python bytes that events point into
+
+    def __cinit__(self, bint huge=True):
+        self.kept = []
+        region_init(&self.work.region, huge)
+        self.work.events = <Event*>self.work.region.base
+
+    def __dealloc__(self):
+        rows_free(&self.work.rows)
+        region_free(&self.work.region)
+        free(self.sets.data)
+        free(self.buffer.data)
+
+    cdef void clear(self, bytes names):
+        cdef Rows* rows = &self.work.rows
+        self.kept.clear()
+        self.names = names
+        self.work.event_count = self.work.decided_count = self.work.entry_count = 0
+        rows.count = rows.observed_count = rows.sets_count = rows.duplicates = 0
+        memset(rows.outcomes, 0, sizeof(rows.outcomes))
+        memset(rows.points, 0, sizeof(rows.points))
+
+    @property
+    def counts(self):
+        """``(stream entries, events, entries, duplicates)`` of the last batch; the rest are dead letters."""
+        return self.work.entry_count, self.work.event_count, self.work.rows.count, self.work.rows.duplicates
+
+    @property
+    def through(self):
+        """The ID of the last stream entry of the batch."""
+        return self.work.through_ms, self.work.through_seq
+
+    @property
+    def outcomes(self):
+        """How many entries of the batch have each outcome, in the order of the ledger's codes."""
+        return tuple([self.work.rows.outcomes[i] for i in range(5)])
+
+    @property
+    def points(self):
+        """The sums of the entries' points, by outcome likewise."""
+        return tuple([self.work.rows.points[i] for i in range(5)])
+
+    def statuses(self):
+        """Return ``(entry number, ms, seq, index, status, id or None)`` for every event of the batch."""
+        return [self.describe(i) for i in range(self.work.event_count)]
+
+    def dead_letters(self):
+        """Return ``(entry number, ms, seq, index, status, id or None, encoding, original)`` of each.
+
+        ``encoding`` and ``original`` are those of an item of a batch; None where the entry as a whole is meant.
+        """
+        cdef uint32_t i
+        cdef Event* event
+        letters = []
+        for i in range(self.work.event_count):
+            event = &self.work.events[i]
+            if event.status == STATUS_ENTRY or event.status == STATUS_DUPLICATE:
+                continue
+            letters.append((*self.describe(i), *self.original_of(i)))
+        return letters
+
+    cdef tuple describe(self, uint32_t number):
+        cdef Event* event = &self.work.events[number]
+        name = None if event.status == STATUS_INVALID else text_or_none(&event.id)
+        return (event.entry, <uint64_t>event.arrival_ms, event.arrival_seq, event.index, STATUSES[event.status], name)
+
+    cdef tuple original_of(self, uint32_t number):
+        cdef Event* event = &self.work.events[number]
+        if event.raw.data == NULL:
+            return None, None
+        return b"j" if event.from_json else b"e", bytes_of(event.raw.data, event.raw.size)
+
+    def encode(self, uint64_t batch, bytes previous, tuple after, uint64_t first_seq):
+        """Return the ledger batch: docs/LEDGER.md."""
+        cdef Buffer* buffer = &self.buffer
+        cdef uint64_t after_ms = after[0], after_seq = after[1]
+        stream_entries, events, entries, duplicates = self.counts
+        buffer.size = 0
+        buffer.failed = False
+        write_map(buffer, HEADER_KEYS)
+        self.put_number(buffer, b"format", 1)
+        write_text(buffer, "type", 4)
+        write_text(buffer, "entries", 7)
+        self.put_number(buffer, b"batch", batch)
+        write_text(buffer, "previous", 8)
+        write_bin_head(buffer, len(previous))
+        write_bytes(buffer, PyBytes_AS_STRING(previous), len(previous))
+        self.put_position(buffer, b"after", after_ms, after_seq)
+        self.put_position(buffer, b"through", self.work.through_ms, self.work.through_seq)
+        self.put_number(buffer, b"first_seq", first_seq)
+        self.put_number(buffer, b"stream_entries", stream_entries)
+        self.put_number(buffer, b"events", events)
+        self.put_number(buffer, b"entries", entries)
+        self.put_number(buffer, b"duplicates", duplicates)
+        self.put_number(buffer, b"dead_letters", events - entries - duplicates)
+        write_bytes(buffer, PyBytes_AS_STRING(self.names), len(self.names))
+        write_text(buffer, "campaign_sets", 13)
+        write_bytes(buffer, self.sets.data, self.sets.size)
+        with nogil:
+            write_text(buffer, "columns", 7)
+            write_columns(buffer, self.work.events, &self.work.rows)
+        if buffer.failed or self.sets.failed:
+            raise MemoryError()
+        return bytes_of(<char*>buffer.data, buffer.size)
+
+    cdef void put_number(self, Buffer* buffer, bytes name, uint64_t number) noexcept:
+        write_text(buffer, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        write_unsigned(buffer, number)
+
+    cdef void put_position(self, Buffer* buffer, bytes name, uint64_t ms, uint64_t seq) noexcept:
+        write_text(buffer, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        write_array(buffer, 2)
+        write_unsigned(buffer, ms)
+        write_unsigned(buffer, seq)
 
 
 cdef class Core:
@@ -121,22 +257,14 @@ cdef class Core:
 
     cdef State state
     cdef Hashing hashing
-    cdef Rows rows
-    cdef Buffer buffer         # of the encoder, kept from batch to batch
-    cdef Region region         # of the events, which stay where they are while their number grows
-    cdef Event* events
-    cdef uint32_t event_count
-    cdef uint32_t decided_count
+    cdef Batch batch           # the one at hand
+    cdef Work* work            # and what it has
     cdef Decoding decoding
     cdef FlatRulebook rulebook
     cdef bytes names
     cdef object compact_json
     cdef object split_json
     cdef bytes key
-    cdef list kept             # Python bytes that events point into
-    cdef uint32_t entry_count
-    cdef uint64_t through_ms
-    cdef uint64_t through_seq
     cdef bint undecided        # a batch failed half-way: the state is not to be trusted
 
     def __cinit__(self, bytes key, int slack_days, compact_json, split_json,
@@ -151,19 +279,13 @@ cdef class Core:
         self.key = key
         self.compact_json = compact_json
         self.split_json = split_json
-        self.kept = []
         hashing_init(&self.hashing, sip)
         pthread_mutex_init(&self.decoding.turn, NULL)
         pthread_cond_init(&self.decoding.moved, NULL)
         state_init(&self.state, slack_days, segment_shift)
-        region_init(&self.region, self.state.tables[TABLE_MEMBERS].huge)
-        self.events = <Event*>self.region.base
 
     def __dealloc__(self):
         state_free(&self.state)
-        rows_free(&self.rows)
-        free(self.buffer.data)
-        region_free(&self.region)
         pthread_mutex_destroy(&self.decoding.turn)
         pthread_cond_destroy(&self.decoding.moved)
 
@@ -197,12 +319,12 @@ cdef class Core:
             free(rows)
         return 0
 
-    def decide_reply(self, ReplyReader reply):
-        """Decide every event of a reply's entries. The reply must be kept until the batch is encoded."""
+    def decide_reply(self, ReplyReader reply, Batch batch not None):
+        """Decide every event of a reply's entries into ``batch``, until whose encoding the reply must be kept."""
         cdef RawEntry* last
         if reply.raw_count == 0:
             raise ValueError("the reply has no entries")
-        self.start()
+        self.start(batch)
         with nogil:
             self.begin_decoding(reply.buffer, reply.raw, reply.raw_count)
             try:
@@ -245,14 +367,14 @@ cdef class Core:
 
     cdef int decode_some(self) except -1 nogil:
         """Take the turn, which nobody has, and decode a chunk of events. The lock is held before and after."""
-        cdef uint32_t end = self.event_count + CHUNK_EVENTS
+        cdef uint32_t end = self.work.event_count + CHUNK_EVENTS
         cdef uint64_t count = self.decoding.raw_count
         cdef uint64_t next = self.decoding.next
         cdef bint done = False
         self.decoding.taken = True
         pthread_mutex_unlock(&self.decoding.turn)
         try:
-            while next < count and self.event_count < end:
+            while next < count and self.work.event_count < end:
                 self.take_entry(self.decoding.base, &self.decoding.raw[next])
                 next += 1
             done = True
@@ -261,7 +383,7 @@ cdef class Core:
             self.decoding.taken = False
             self.decoding.failed = not done
             self.decoding.next = next
-            self.decoding.events = self.event_count
+            self.decoding.events = self.work.event_count
             pthread_cond_broadcast(&self.decoding.moved)
         return 0
 
@@ -272,7 +394,7 @@ cdef class Core:
         while True:
             pthread_mutex_lock(&self.decoding.turn)
             try:
-                while self.decoding.events == self.decided_count and self.is_decoding():
+                while self.decoding.events == self.work.decided_count and self.is_decoding():
                     if self.decoding.taken:
                         pthread_cond_wait(&self.decoding.moved, &self.decoding.turn)
                     else:
@@ -284,7 +406,7 @@ cdef class Core:
             if failed:
                 with gil:
                     raise RuntimeError("the thread that helps to decode has failed")
-            if decoded == self.decided_count:
+            if decoded == self.work.decided_count:
                 return 0
             self.decide_until(decoded)
 
@@ -292,13 +414,13 @@ cdef class Core:
         """Tell whether there is more to decode, or somebody is at it. For who holds the lock."""
         return self.decoding.taken or (self.decoding.next < self.decoding.raw_count and not self.decoding.failed)
 
-    def decide_entries(self, entries):
-        """Decide every event of ``(ms, seq, ((name, value), ...))`` tuples."""
+    def decide_entries(self, entries, Batch batch not None):
+        """Decide every event of ``(ms, seq, ((name, value), ...))`` tuples into ``batch``."""
         cdef RawEntry raw
         cdef bytes value, name, padded
         if not entries:
             raise ValueError("there are no entries")
-        self.start()
+        self.start(batch)
         memset(&raw, 0, sizeof(raw))
         for ms, seq, fields in entries:
             raw.ms = ms
@@ -307,14 +429,14 @@ cdef class Core:
             name, value = fields[0]
             # The decoder wants readable bytes behind a value.
             padded = value + PADDING_BYTES
-            self.kept.append(padded)
+            self.batch.kept.append(padded)
             # Offsets count from the value itself; the name is looked at only here.
             raw.value = 0
             raw.value_size = len(value)
             self.take_named(PyBytes_AS_STRING(padded), &raw, PyBytes_AS_STRING(name), len(name))
-            if self.event_count - self.decided_count >= CHUNK_EVENTS:
-                self.decide_until(self.event_count)
-        self.decide_until(self.event_count)
+            if self.work.event_count - self.work.decided_count >= CHUNK_EVENTS:
+                self.decide_until(self.work.event_count)
+        self.decide_until(self.work.event_count)
         self.finish(ms, seq)
 
     cdef int check_usable(self) except -1:
@@ -322,37 +444,30 @@ cdef class Core:
             raise ValueError("a batch failed half-way; the state cannot be used any more")
         return 0
 
-    cdef int start(self) except -1:
+    cdef int start(self, Batch batch) except -1:
         if self.rulebook is None:
             raise ValueError("no rulebook was adopted")
         self.check_usable()
-        self.kept.clear()
         self.undecided = True
-        self.event_count = 0
-        self.decided_count = 0
-        self.entry_count = 0
+        batch.clear(self.names)
+        self.batch = batch
+        self.work = &batch.work
         begin_batch(&self.state)
-        self.rows.count = 0
-        self.rows.observed_count = 0
-        self.rows.sets_count = 0
-        self.rows.duplicates = 0
-        memset(self.rows.outcomes, 0, sizeof(self.rows.outcomes))
-        memset(self.rows.points, 0, sizeof(self.rows.points))
         return 0
 
     cdef inline Event* new_event(self, const RawEntry* raw, uint32_t index) except NULL nogil:
         """Append an event that is invalid until it has been decoded."""
-        cdef Event* event = &self.events[self.event_count]
-        region_commit(&self.region, (self.event_count + <uint64_t>1) * sizeof(Event))
+        cdef Event* event = &self.work.events[self.work.event_count]
+        region_commit(&self.work.region, (self.work.event_count + <uint64_t>1) * sizeof(Event))
         event.arrival_ms = <int64_t>raw.ms
         event.arrival_seq = raw.seq
-        event.entry = self.entry_count
+        event.entry = self.work.entry_count
         event.index = index
         event.status = STATUS_INVALID
         event.from_json = False
         event.raw.data = NULL
         event.raw.size = 0
-        self.event_count += 1
+        self.work.event_count += 1
         return event
 
     cdef inline int take_entry(self, const char* base, const RawEntry* raw) except -1 nogil:
@@ -375,7 +490,7 @@ cdef class Core:
             self.take_json(value, raw)
         else:
             self.new_event(raw, 0)
-        self.entry_count += 1
+        self.work.entry_count += 1
         return 0
 
     cdef inline void decode(self, const char* data, uint64_t size, Event* event) noexcept nogil:
@@ -402,7 +517,7 @@ cdef class Core:
 
     cdef bint take_good_batch(self, Reader reader, uint64_t count, const RawEntry* raw) except -1 nogil:
         """Decode a batch whose events are all valid, as nearly always; otherwise nothing has happened."""
-        cdef uint32_t before = self.event_count
+        cdef uint32_t before = self.work.event_count
         cdef const char* at = <const char*>reader.at
         cdef const char* end = <const char*>reader.end
         cdef const char* after
@@ -422,7 +537,7 @@ cdef class Core:
         else:
             if at == end:
                 return True
-        self.event_count = before
+        self.work.event_count = before
         return False
 
     cdef int take_items(self, Reader reader, uint64_t count, const RawEntry* raw) except -1 nogil:
@@ -458,9 +573,9 @@ cdef class Core:
         cdef bytes padded
         if compact is not None:
             padded = compact + PADDING_BYTES
-            self.kept.append(padded)
+            self.batch.kept.append(padded)
             self.decode(PyBytes_AS_STRING(padded), len(compact), event)
-        self.kept.append(original)
+        self.batch.kept.append(original)
         event.from_json = True
         event.raw.data = PyBytes_AS_STRING(original)
         event.raw.size = <uint32_t>len(original)
@@ -468,110 +583,21 @@ cdef class Core:
 
     cdef int decide_until(self, uint32_t end) except -1 nogil:
         """Decide the events before ``end`` that are not decided yet."""
-        cdef uint32_t first = self.decided_count
-        rows_reserve(&self.rows, end)
-        decide_events(&self.state, &self.rulebook.rules, self.events, first, end, &self.rows)
-        self.decided_count = end
+        cdef uint32_t first = self.work.decided_count
+        rows_reserve(&self.work.rows, end)
+        decide_events(&self.state, &self.rulebook.rules, self.work.events, first, end, &self.work.rows)
+        self.work.decided_count = end
         return 0
 
     cdef int finish(self, uint64_t ms, uint64_t seq) except -1:
-        self.through_ms = ms
-        self.through_seq = seq
+        cdef Buffer* sets = &self.batch.sets
+        self.work.through_ms = ms
+        self.work.through_seq = seq
+        sets.size = 0
+        sets.failed = False
+        write_campaign_sets(sets, &self.rulebook.rules, &self.state, &self.work.rows)
         self.undecided = False
         return 0
-
-    @property
-    def counts(self):
-        """``(stream entries, events, entries, duplicates)`` of the last batch; the rest are dead letters."""
-        return self.entry_count, self.event_count, self.rows.count, self.rows.duplicates
-
-    @property
-    def through(self):
-        """The ID of the last stream entry of the batch."""
-        return self.through_ms, self.through_seq
-
-    @property
-    def outcomes(self):
-        """How many entries of the batch have each outcome, in the order of the ledger's codes."""
-        return tuple([self.rows.outcomes[i] for i in range(5)])
-
-    @property
-    def points(self):
-        """The sums of the entries' points, by outcome likewise."""
-        return tuple([self.rows.points[i] for i in range(5)])
-
-    def statuses(self):
-        """Return ``(entry number, ms, seq, index, status, id or None)`` for every event of the batch."""
-        return [self.describe(i) for i in range(self.event_count)]
-
-    def dead_letters(self):
-        """Return ``(entry number, ms, seq, index, status, id or None, encoding, original)`` of each.
-
-        ``encoding`` and ``original`` are those of an item of a batch; None where the entry as a whole is meant.
-        """
-        cdef uint32_t i
-        cdef Event* event
-        letters = []
-        for i in range(self.event_count):
-            event = &self.events[i]
-            if event.status == STATUS_ENTRY or event.status == STATUS_DUPLICATE:
-                continue
-            letters.append((*self.describe(i), *self.original_of(i)))
-        return letters
-
-    cdef tuple describe(self, uint32_t number):
-        cdef Event* event = &self.events[number]
-        name = None if event.status == STATUS_INVALID else text_or_none(&event.id)
-        return (event.entry, <uint64_t>event.arrival_ms, event.arrival_seq, event.index, STATUSES[event.status], name)
-
-    cdef tuple original_of(self, uint32_t number):
-        cdef Event* event = &self.events[number]
-        if event.raw.data == NULL:
-            return None, None
-        return b"j" if event.from_json else b"e", bytes_of(event.raw.data, event.raw.size)
-
-    def encode(self, uint64_t batch, bytes previous, tuple after, uint64_t first_seq):
-        """Return the ledger batch: docs/LEDGER.md."""
-        cdef Buffer* buffer = &self.buffer
-        cdef uint64_t after_ms = after[0], after_seq = after[1]
-        stream_entries, events, entries, duplicates = self.counts
-        buffer.size = 0
-        buffer.failed = False
-        write_map(buffer, HEADER_KEYS)
-        self.put_number(buffer, b"format", 1)
-        write_text(buffer, "type", 4)
-        write_text(buffer, "entries", 7)
-        self.put_number(buffer, b"batch", batch)
-        write_text(buffer, "previous", 8)
-        write_bin_head(buffer, len(previous))
-        write_bytes(buffer, PyBytes_AS_STRING(previous), len(previous))
-        self.put_position(buffer, b"after", after_ms, after_seq)
-        self.put_position(buffer, b"through", self.through_ms, self.through_seq)
-        self.put_number(buffer, b"first_seq", first_seq)
-        self.put_number(buffer, b"stream_entries", stream_entries)
-        self.put_number(buffer, b"events", events)
-        self.put_number(buffer, b"entries", entries)
-        self.put_number(buffer, b"duplicates", duplicates)
-        self.put_number(buffer, b"dead_letters", events - entries - duplicates)
-        write_bytes(buffer, PyBytes_AS_STRING(self.names), len(self.names))
-        write_text(buffer, "campaign_sets", 13)
-        with nogil:
-            write_campaign_sets(buffer, &self.rulebook.rules, &self.state, &self.rows)
-            write_text(buffer, "columns", 7)
-            write_columns(buffer, &self.rulebook.rules, self.events, &self.rows)
-        if buffer.failed:
-            raise MemoryError()
-        return bytes_of(<char*>buffer.data, buffer.size)
-
-    cdef void put_number(self, Buffer* buffer, bytes name, uint64_t number) noexcept:
-        write_text(buffer, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-        write_unsigned(buffer, number)
-
-    cdef void put_position(self, Buffer* buffer, bytes name, uint64_t ms, uint64_t seq) noexcept:
-        write_text(buffer, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-        write_array(buffer, 2)
-        write_unsigned(buffer, ms)
-        write_unsigned(buffer, seq)
 
     def image(self):
         """Begin an image of the state as it is now, between two batches. There can be one at a time."""

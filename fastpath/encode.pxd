@@ -7,5 +7,5 @@ from fastpath.msgpack cimport Buffer
 from fastpath.rules cimport Rules
 from fastpath.types cimport Event
 
-cdef int write_columns(Buffer* buffer, const Rules* rules, const Event* events, const Rows* rows) except -1 nogil
+cdef int write_columns(Buffer* buffer, const Event* events, const Rows* rows) except -1 nogil
 cdef void write_campaign_sets(Buffer* buffer, const Rules* rules, const State* state, const Rows* rows) noexcept nogil

@@ -332,7 +332,7 @@ cdef void write_payloads(Buffer* buffer, const Event* events, const Rows* rows, 
     write_blob_column(buffer, &payloads, scratch, count)
 
 
-cdef int write_columns(Buffer* buffer, const Rules* rules, const Event* events, const Rows* rows) except -1 nogil:
+cdef int write_columns(Buffer* buffer, const Event* events, const Rows* rows) except -1 nogil:
     """Write the map of all columns."""
     cdef int64_t* scratch = <int64_t*>malloc((rows.count + 1) * sizeof(int64_t))
     cdef int column

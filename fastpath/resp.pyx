@@ -255,6 +255,18 @@ cdef class ReplyReader:
         self.scan()
         return self.state > IN_ENTRIES
 
+    def pass_on(self, ReplyReader other not None):
+        """Keep the reply, and let ``other`` have what was received behind it, which receives from now on."""
+        cdef uint64_t size = self.size - self.position
+        if self.state <= IN_ENTRIES:
+            raise ValueError("the reply is not complete")
+        other.abandon()
+        other.reserve(size)
+        memcpy(other.buffer, self.buffer + self.position, size)
+        other.size = size
+        self.size = self.position
+        other.scan()
+
     def abandon(self):
         """Forget everything received, complete or not: for a new connection."""
         self.size = 0

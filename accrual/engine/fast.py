@@ -32,7 +32,7 @@ from accrual.outcomes import (
     Secret,
 )
 from accrual.rulebook import Rulebook, combined_multiplier
-from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
+from fastpath.core import DEFAULT_SEGMENT_SHIFT, Batch, Core
 from fastpath.image import StateImage
 from fastpath.resp import ReplyReader
 
@@ -42,6 +42,8 @@ __all__ = ["EngineImage", "FastBatch", "FastEngine", "ImageSource"]
 PREPARE_INTERVAL_S: Final = 0.01
 # To wake a thread takes as long as to decode some hundred events.
 ASSISTED_ENTRIES: Final = 64
+# One may still be encoded while the next is decided.
+KEPT_BATCHES: Final = 2
 
 _encode = msgspec.msgpack.encode
 
@@ -99,7 +101,7 @@ class ImageSource(Protocol):
 
 
 class FastEngine:
-    """The compiled twin of ``ReferenceEngine``. A batch it returns is valid until the next one is decided.
+    """The compiled twin of ``ReferenceEngine``. A batch it returns is valid until the next but one is decided.
 
     ``segment_shift`` is the log2 of the slots in a segment of its tables; tests make it small.
     """
@@ -117,7 +119,10 @@ class FastEngine:
         self._moving = threading.Lock()
         self._image: StateImage | None = None
         self._calls: SimpleQueue[bool] | None = None
-        self.generation = 0
+        huge = segment_shift >= DEFAULT_SEGMENT_SHIFT
+        self._batches = [Batch(huge) for _ in range(KEPT_BATCHES)]
+        self.decided = 0
+        self._adopted = False
         self.rulebook = rulebook
         self.adopt(rulebook)
 
@@ -132,7 +137,7 @@ class FastEngine:
     def _take_over(self, rulebook: Rulebook, before: list[Layout]) -> None:
         """Let the core decide by ``rulebook``, and move its records from the layouts ``before`` to the present ones."""
         moves = [
-            None if new.parts == old.parts and self.generation else (new.stride, old.moves_to(new))
+            None if new.parts == old.parts and self._adopted else (new.stride, old.moves_to(new))
             for old, new in zip(before, self._layouts.tables(), strict=True)
         ]
         if self._image is not None and any(moves):
@@ -145,23 +150,25 @@ class FastEngine:
 
         with self._moving:
             self._core.adopt(describe(rulebook, self._layouts), multiplier, header_names(rulebook), moves)
-        self.generation += 1
+        self._adopted = True
 
     def decide_entries(self, entries: Sequence[StreamEntry]) -> FastBatch:
         """Decide every event of ``entries``, in order. The entries must not be empty."""
-        self._core.decide_entries(entries)
-        return self._batch(entries)
+        batch = self._next_batch()
+        self._core.decide_entries(entries, batch)
+        return FastBatch(self, batch, entries)
 
     def decide_reply(self, reply: ReplyReader) -> FastBatch:
         """Decide every event of a reply, which must be kept until the batch is done with."""
         if self._calls is not None and reply.entries >= ASSISTED_ENTRIES:
             self._calls.put(True)
-        self._core.decide_reply(reply)
-        return self._batch(reply)
+        batch = self._next_batch()
+        self._core.decide_reply(reply, batch)
+        return FastBatch(self, batch, reply)
 
-    def _batch(self, source: Sequence[StreamEntry] | ReplyReader) -> FastBatch:
-        self.generation += 1
-        return FastBatch(self, self._core, source, self.generation)
+    def _next_batch(self) -> Batch:
+        self.decided += 1
+        return self._batches[self.decided % KEPT_BATCHES]
 
     def image(self) -> EngineImage:
         """Begin an image of the state as it is now, between two batches; it is to be closed before the next one.
@@ -265,35 +272,33 @@ class EngineImage:
 
 
 class FastBatch:
-    """The last batch that the core decided, read out of its columns."""
+    """A batch that the core has decided, read out of its columns. Another thread may encode it."""
 
-    def __init__(
-        self, engine: FastEngine, core: Core, source: Sequence[StreamEntry] | ReplyReader, generation: int
-    ) -> None:
+    def __init__(self, engine: FastEngine, batch: Batch, source: Sequence[StreamEntry] | ReplyReader) -> None:
         self._engine = engine
-        self._core_when_made = core
+        self._batch_when_made = batch
         self._source = source
-        self._generation = generation
-        stream_entries, events, entries, duplicates = core.counts
+        self._number = engine.decided
+        stream_entries, events, entries, duplicates = batch.counts
         self.counts = Counts(stream_entries, events, entries, duplicates, events - entries - duplicates)
-        self.through = core.through
-        self.outcomes = dict(zip(OUTCOMES, core.outcomes, strict=True))
-        self.points = dict(zip(OUTCOMES, core.points, strict=True))
+        self.through = batch.through
+        self.outcomes = dict(zip(OUTCOMES, batch.outcomes, strict=True))
+        self.points = dict(zip(OUTCOMES, batch.points, strict=True))
 
     @property
-    def _core(self) -> Core:
-        if self._engine.generation != self._generation:
+    def _batch(self) -> Batch:
+        if self._engine.decided - self._number >= KEPT_BATCHES:
             raise RuntimeError("the engine has gone on: this batch is no longer there")
-        return self._core_when_made
+        return self._batch_when_made
 
     def encode(self, header: BatchHeader) -> bytes:
         """Return the ledger batch."""
-        return self._core.encode(header.batch, header.previous, header.after, header.first_seq)
+        return self._batch.encode(header.batch, header.previous, header.after, header.first_seq)
 
     @property
     def rejected(self) -> list[RejectedItem]:
         """The dead letters, in order."""
-        return [self._rejected(*letter) for letter in self._core.dead_letters()] if self.counts.dead_letters else []
+        return [self._rejected(*letter) for letter in self._batch.dead_letters()] if self.counts.dead_letters else []
 
     def _rejected(
         self,
@@ -326,7 +331,7 @@ class FastBatch:
         assert isinstance(decoded, EntriesBatch)
         rows = decoded.rows()
         rejected = iter(self.rejected)
-        for _, ms, seq, index, status, event_id in self._core.statuses():
+        for _, ms, seq, index, status, event_id in self._batch.statuses():
             if status == "entry":
                 yield next(rows)[1:]
             elif status == "duplicate":

@@ -84,8 +84,9 @@ class _Transported:
 class ReadConnection(_Transported, asyncio.BufferedProtocol):
     """Replies with stream entries, received straight into the memory of ``reader``.
 
-    One reply is held at a time: after ``reply`` has returned, the reader has it until ``reader.clear()``. The next
-    command may be sent before that; its reply waits behind.
+    One reply is held at a time: after ``reply`` has returned, the reader has it until ``reader.clear()``, or for as
+    long as it likes once ``receive_into`` has named another reader. The next command may be sent before that; its reply
+    waits behind.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -106,6 +107,11 @@ class ReadConnection(_Transported, asyncio.BufferedProtocol):
             complete = True
         if complete:
             self._wake()
+
+    def receive_into(self, reader: Reader) -> None:
+        """Leave the reply to its reader; ``reader`` receives what comes after it."""
+        self.reader.pass_on(reader)
+        self.reader = reader
 
     async def reply(self) -> str:
         """Wait for the next complete reply and return its kind. Raises ``ConnectionError``."""

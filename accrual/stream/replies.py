@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, Self
 
 import hiredis
 
@@ -28,6 +28,9 @@ class Reader(Protocol):
 
     def clear(self) -> bool:
         """Forget the reply; return whether another complete one was received behind it."""
+
+    def pass_on(self, other: Self) -> None:
+        """Keep the reply, and let ``other`` have what was received behind it, which receives from now on."""
 
     def abandon(self) -> None:
         """Forget everything received, complete or not: for a new connection."""
@@ -78,6 +81,12 @@ class PlainReplyReader:
         """Forget the reply; return whether another complete one was received behind it."""
         self._held = False
         return self._take()
+
+    def pass_on(self, other: Self) -> None:
+        """Keep the reply, and let ``other`` have what was received behind it, which receives from now on."""
+        other.abandon()
+        self._parser, other._parser = other._parser, self._parser
+        other._take()
 
     def abandon(self) -> None:
         """Forget everything received, complete or not: for a new connection."""

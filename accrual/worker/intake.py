@@ -10,6 +10,7 @@ from accrual.stream import (
     Keys,
     PlainReplyReader,
     ReadConnection,
+    Reader,
     StreamId,
     StreamServer,
     command,
@@ -21,16 +22,20 @@ __all__ = ["BatchSize", "Intake"]
 
 FIRST_BATCH_ENTRIES: Final = 512
 PLAIN_BATCH_ENTRIES: Final = 512
+# One reply is received while a second is decided and the batch of a third is encoded.
+READERS: Final = 3
 
 
 class Intake:
     """The read connection of a worker, its commands, and the way from a reply to a batch.
 
-    The reply is decided where it was received: no event of it becomes an object, unless the engine is the plain one.
+    A reply is decided where it was received: no event of it becomes an object, unless the engine is the plain one.
+    ``reader`` is the one that receives.
     """
 
     def __init__(self, server: StreamServer, keys: Keys, engine_name: str) -> None:
-        self.reader = open_reader(engine_name)
+        self._readers = [open_reader(engine_name) for _ in range(READERS)]
+        self.reader = self._readers[0]
         self._server = server
         self._keys = keys
 
@@ -38,6 +43,13 @@ class Intake:
         """Open the connection; what an earlier one had brought is forgotten."""
         self.reader.abandon()
         return await self._server.connect(lambda: ReadConnection(self.reader))
+
+    def take(self, connection: ReadConnection) -> Reader:
+        """Return the reader with the reply at hand, which is kept until ``READERS`` more have been taken."""
+        taken = self.reader
+        self.reader = self._readers[(self._readers.index(taken) + 1) % READERS]
+        connection.receive_into(self.reader)
+        return taken
 
     def read_after(self, position: StreamId, entries: int, block_ms: int) -> bytes:
         """Return the command that waits up to ``block_ms`` for entries after ``position``."""
@@ -50,11 +62,11 @@ class Intake:
         limit = () if entries is None else ("COUNT", entries)
         return command("XRANGE", self._keys.events, f"({stream_id_text(after)}", stream_id_text(through), *limit)
 
-    def decide(self, engine: Engine) -> Batch:
-        """Decide the reply that the reader holds; it must stay there until the batch was encoded."""
-        if isinstance(self.reader, PlainReplyReader):
-            return engine.decide_entries(self.reader.rows)
-        return cast(Batch, cast(Any, engine).decide_reply(self.reader))
+    def decide(self, engine: Engine, reply: Reader) -> Batch:
+        """Decide a reply that was taken."""
+        if isinstance(reply, PlainReplyReader):
+            return engine.decide_entries(reply.rows)
+        return cast(Batch, cast(Any, engine).decide_reply(reply))
 
 
 class BatchSize:

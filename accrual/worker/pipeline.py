@@ -1,4 +1,5 @@
-"""The main loop: read, decide, commit. The next entries are asked for before these are decided."""
+"""The main loop: read, decide, commit. The next entries are asked for before these are decided, and a large batch is
+encoded and digested by another thread while the next one is decided."""
 
 from __future__ import annotations
 
@@ -9,12 +10,13 @@ from typing import Final
 import redis
 import redis.asyncio
 
-from accrual.engine import BatchHeader, Engine
+from accrual.engine import Batch, BatchHeader, Engine
 from accrual.errors import RulebookError, StreamError
 from accrual.ledger import RulebookRecord, digest_of
+from accrual.outcomes import RejectedItem
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
-from accrual.stream import Commit, Keys, ReadConnection, Refused, StreamId, pending_text, refuse
+from accrual.stream import Commit, Keys, ReadConnection, Reader, Refused, StreamId, pending_text, refuse
 from accrual.worker.commits import CommitQueue
 from accrual.worker.intake import BatchSize, Intake
 from accrual.worker.progress import Progress
@@ -27,8 +29,8 @@ log = logging.getLogger("accrual.worker")
 
 # How much longer than the server holds a read its answer may take, before the connection is given up.
 REPLY_TIMEOUT_S: Final = 10.0
-# To hand a smaller batch to another thread takes longer than to digest it.
-INLINE_DIGEST_BYTES: Final = 128 * 1024
+# To hand a smaller batch to another thread takes as long as to encode it.
+INLINE_EVENTS: Final = 1024
 
 
 class Pipeline:
@@ -62,6 +64,8 @@ class Pipeline:
         self._progress = progress
         self._size = BatchSize(settings)
         self._trouble = Trouble("read connection", settings.backoff_limit_ms)
+        # The last batch that was decided, until it is in `commits`.
+        self._encoding: asyncio.Task[None] | None = None
 
     async def run(self, end: StreamId | None) -> None:
         """Read, decide and commit, up to ``end`` or for ever.
@@ -69,40 +73,47 @@ class Pipeline:
         It may be cancelled wherever it waits: what is not in ``commits`` by then is still in the stream. The engine is
         of no use afterwards, since it may have decided more than ``commits`` has.
         """
-        while True:
-            try:
-                connection = await self._intake.connect()
+        try:
+            while True:
                 try:
-                    await self._read(connection, end)
-                    return
-                finally:
-                    connection.close()
-            except (OSError, Refused) as error:
-                await asyncio.sleep(self._trouble.pause_s(error))
+                    connection = await self._intake.connect()
+                    try:
+                        await self._read(connection, end)
+                        return
+                    finally:
+                        connection.close()
+                except (OSError, Refused) as error:
+                    await asyncio.sleep(self._trouble.pause_s(error))
+        finally:
+            await self._encoded()
 
     async def _read(self, connection: ReadConnection, end: StreamId | None) -> None:
-        reader, commits = self._intake.reader, self._commits
-        asked = self._ask(connection, commits.tail.position, end)
+        await self._encoded()
+        position = self._commits.tail.position
+        asked = self._ask(connection, position, end)
         while True:
             await self._reply(connection)
             await self._adopt_pending()
-            entries, asked_next = reader.entries, 0
+            reply = self._intake.take(connection)
+            entries, asked_next = reply.entries, 0
             if entries:
+                position = reply.last
                 # A full reply means that more is waiting: the server looks it up while this one is decided.
                 if entries >= asked:
-                    asked_next = self._ask(connection, reader.last, end)
+                    asked_next = self._ask(connection, position, end)
                     await asyncio.sleep(0)
-                await commits.room()
-                await self._memory()
-                await self._decide()
-            reader.clear()
-            self._snapshots.consider(self.engine, commits)
+                await self._commits.room()
+                await self._memory(reply)
+                await self._decide(reply)
+            if self._snapshots.are_due:
+                await self._encoded()
+                self._snapshots.consider(self.engine, self._commits)
             if not asked_next:
                 if end is not None and entries < asked:
                     return
                 if 0 < entries < asked:
                     await asyncio.sleep(self._settings.linger_ms / 1000)
-                asked_next = self._ask(connection, commits.tail.position, end)
+                asked_next = self._ask(connection, position, end)
             asked = asked_next
 
     def _ask(self, connection: ReadConnection, position: StreamId, end: StreamId | None) -> int:
@@ -125,17 +136,17 @@ class Pipeline:
             raise StreamError(f"the server answers {reader.value!r} where entries were asked for")
         self._trouble.over()
 
-    async def _memory(self) -> None:
-        """Wait until the state may grow by what the reply at hand can need.
+    async def _memory(self, reply: Reader) -> None:
+        """Wait until the state may grow by what the reply can need.
 
         Nothing that a limit still counts is ever given up for room: the input waits on the stream instead.
         """
         limit = self._settings.memory_limit_bytes
-        if not limit or self._fits(limit):
+        if not limit or self._fits(reply, limit):
             return
-        ms = self._intake.reader.first[0]
+        ms = reply.first[0]
         self.engine.reclaim(self.engine.rulebook.calendar.day(ms))
-        if self._fits(limit):
+        if self._fits(reply, limit):
             return
         log.error(
             "memory limit reached: memory_bytes=%d limit_bytes=%d: no more input is taken; give it more "
@@ -146,21 +157,35 @@ class Pipeline:
         # Nothing but a restart with another limit, or the end, ends this; heartbeats and commits go on meanwhile.
         await asyncio.Event().wait()
 
-    def _fits(self, limit_bytes: int) -> bool:
-        events = max(self._settings.batch_events, self._intake.reader.entries)
+    def _fits(self, reply: Reader, limit_bytes: int) -> bool:
+        events = max(self._settings.batch_events, reply.entries)
         return self.engine.memory_bytes + self.engine.headroom_bytes(events) <= limit_bytes
 
-    async def _decide(self) -> None:
-        """Decide the reply at hand and send the batch off."""
-        before = self._commits.tail
-        batch = self._intake.decide(self.engine)
-        value, rejected = batch.encode(self._header()), tuple(batch.rejected)
-        # From here on the reader may take in the next reply, which it does while another thread digests this batch.
-        digest = await asyncio.to_thread(digest_of, value) if len(value) > INLINE_DIGEST_BYTES else digest_of(value)
-        after = before.after_entries(digest, batch.through, batch.counts)
-        self._commits.append(Commit(before, after, value, rejected))
+    async def _decide(self, reply: Reader) -> None:
+        """Decide a reply, and send the batch off as soon as it is encoded."""
+        batch = self._intake.decide(self.engine, reply)
         self._progress.decided(batch)
         self._size.learn(batch)
+        # It names the batch before it.
+        await self._encoded()
+        if batch.counts.events < INLINE_EVENTS:
+            self._append(batch, *_encode(batch, self._header()))
+        else:
+            self._encoding = asyncio.get_running_loop().create_task(self._encode_apart(batch))
+
+    async def _encode_apart(self, batch: Batch) -> None:
+        self._append(batch, *await asyncio.to_thread(_encode, batch, self._header()))
+
+    async def _encoded(self) -> None:
+        """Wait until everything that was decided is in ``commits``."""
+        encoding, self._encoding = self._encoding, None
+        if encoding is not None:
+            await encoding
+
+    def _append(self, batch: Batch, value: bytes, digest: bytes, rejected: tuple[RejectedItem, ...]) -> None:
+        before = self._commits.tail
+        after = before.after_entries(digest, batch.through, batch.counts)
+        self._commits.append(Commit(before, after, value, rejected))
 
     def _header(self) -> BatchHeader:
         tail = self._commits.tail
@@ -170,6 +195,7 @@ class Pipeline:
         """Adopt the rulebook that waits, between two batches; or refuse it with a reason, which changes nothing."""
         if not self.pending:
             return
+        await self._encoded()
         self.pending = ""
         try:
             sha256, text = await pending_text(self._client, self._keys)
@@ -203,3 +229,9 @@ class Pipeline:
         after = before.after_rulebook(digest_of(value), rulebook.version, rulebook.digest)
         self._commits.append(Commit(before, after, value, adopts=rulebook.digest))
         log.info("adopted rulebook=%d name=%s batch=%d", rulebook.version, rulebook.name, after.batch)
+
+
+def _encode(batch: Batch, header: BatchHeader) -> tuple[bytes, bytes, tuple[RejectedItem, ...]]:
+    """Return the ledger batch, its digest and its dead letters."""
+    value = batch.encode(header)
+    return value, digest_of(value), tuple(batch.rejected)

@@ -16,12 +16,12 @@ from typing import Any, Final
 import redis
 import redis.asyncio
 
-from accrual.engine import BatchHeader, Engine, Secret, open_engine
+from accrual.engine import Batch, BatchHeader, Engine, Secret, open_engine
 from accrual.errors import RulebookError, StateMismatch, StreamError, StreamTrimmed
 from accrual.ledger import Chain, EntriesBatch, Header, Link, RulebookRecord, decode, entry_line
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
-from accrual.stream import Checkpoint, Keys, ReadConnection, Refused, StreamId, stream_id_text
+from accrual.stream import Checkpoint, Keys, ReadConnection, Reader, Refused, StreamId, stream_id_text
 from accrual.worker.intake import Intake
 from accrual.worker.snapshots import resume
 from accrual.worker.trouble import Trouble
@@ -56,6 +56,7 @@ class Recovery:
         self._link = Link()
         self._zone_rules = ""
         self._looked_for_snapshots = False
+        self._comparing: asyncio.Task[None] | None = None
 
     async def run(self, committed: Checkpoint) -> Engine:
         """Return the engine as it was after the batch of the ``committed`` checkpoint.
@@ -95,6 +96,7 @@ class Recovery:
                     page.cancel()
                     # Whatever became of it, somebody must have asked.
                     await asyncio.gather(page, return_exceptions=True)
+                    await self._compared()
             except (OSError, Refused, redis.RedisError) as error:
                 await asyncio.sleep(self._trouble.pause_s(error))
 
@@ -124,11 +126,12 @@ class Recovery:
                 self._adopt(value, header)
             else:
                 await self._held(connection, header)
+                reply = self._intake.take(connection)
                 self._ask(connection, next(asked, None))
                 await asyncio.sleep(0)
-                self._decide_again(value, header)
-                self._intake.reader.clear()
+                await self._decide_again(reply, value, header)
             self._link = header.link
+        await self._compared()
 
     def _page(self, after: int, last: int) -> asyncio.Task[list[bytes]]:
         """Begin to read the next few batches behind batch ``after``."""
@@ -173,13 +176,19 @@ class Recovery:
         self._zone_rules = record.zone_rules
         self.checkpoint = self.checkpoint.after_rulebook(header.digest, record.version, record.sha256)
 
-    def _decide_again(self, value: bytes, header: Header) -> None:
+    async def _decide_again(self, reply: Reader, value: bytes, header: Header) -> None:
+        """Decide a batch again; another thread compares it with the committed one while the next is decided."""
         assert self._engine is not None
-        batch = self._intake.decide(self._engine)
-        again = batch.encode(BatchHeader(header.batch, header.previous, header.after, header.first_seq))
-        if again != value:
-            raise StateMismatch(_difference(value, again))
+        batch = self._intake.decide(self._engine, reply)
+        await self._compared()
+        self._comparing = asyncio.get_running_loop().create_task(asyncio.to_thread(_compare, batch, value, header))
         self.checkpoint = self.checkpoint.after_entries(header.digest, header.through, header.counts)
+
+    async def _compared(self) -> None:
+        """Wait until the last batch was found to be as it was committed. Raises ``StateMismatch``."""
+        comparing, self._comparing = self._comparing, None
+        if comparing is not None:
+            await comparing
 
 
 class _Reporter:
@@ -203,6 +212,13 @@ def _recorded(record: RulebookRecord) -> Rulebook:
         return parse(record.text, f"the rulebook of batch {record.batch}")
     except RulebookError as error:
         raise StateMismatch(f"batch {record.batch}: its rulebook is refused here: {error.findings[0]}") from None
+
+
+def _compare(batch: Batch, value: bytes, header: Header) -> None:
+    """Raise ``StateMismatch`` where a batch that was decided again is not the committed one."""
+    again = batch.encode(BatchHeader(header.batch, header.previous, header.after, header.first_seq))
+    if again != value:
+        raise StateMismatch(_difference(value, again))
 
 
 def _difference(committed: bytes, again: bytes) -> str:

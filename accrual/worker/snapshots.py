@@ -68,12 +68,17 @@ class Snapshots:
         self._last_batch = -1
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def are_due(self) -> bool:
+        """Whether it is time for one."""
+        if self._directory is None or self._task is not None:
+            return False
+        return time.monotonic() - self._begun_s >= self._settings.snapshot_interval_s
+
     def consider(self, engine: Engine, commits: CommitQueue) -> None:
         """Begin a snapshot of ``engine``, which stands at the tail of ``commits``, if one is due."""
         tail = commits.tail
-        if self._directory is None or self._task is not None or tail.batch == self._last_batch:
-            return
-        if time.monotonic() - self._begun_s < self._settings.snapshot_interval_s:
+        if self._directory is None or not self.are_due or tail.batch == self._last_batch:
             return
         self._begun_s = time.monotonic()
         self._last_batch = tail.batch

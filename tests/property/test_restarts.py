@@ -110,6 +110,10 @@ class Connection:
         assert self._reader.kind is not None
         return self._reader.kind
 
+    def receive_into(self, reader: Reader) -> None:
+        self._reader.pass_on(reader)
+        self._reader = reader
+
     def close(self) -> None:
         pass
 

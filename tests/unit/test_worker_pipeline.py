@@ -23,8 +23,6 @@ class Reader:
         self.entries = 0
         self.first = self.last = (0, 0)
 
-    def clear(self) -> None:
-        self.entries = 0
 
 
 class Intake:
@@ -49,10 +47,13 @@ class Intake:
         self.reader.last = (self.reader.last[0] + 1, 0)
         return "entries"
 
-    def decide(self, _engine: object) -> Any:
-        entries = self.reader.entries
+    def take(self, _connection: object) -> Reader:
+        return self.reader
+
+    def decide(self, _engine: object, reply: Reader) -> Any:
+        entries = reply.entries
         counts = Counts(stream_entries=entries, events=entries, entries=entries)
-        return SimpleNamespace(encode=lambda _: b"batch", rejected=[], through=self.reader.last, counts=counts)
+        return SimpleNamespace(encode=lambda _: b"batch", rejected=[], through=reply.last, counts=counts)
 
     def close(self) -> None:
         pass
@@ -90,7 +91,7 @@ def test_no_more_batches_are_in_flight_than_the_settings_say(limit: int) -> None
         cast(Any, None),
         1,
         cast(Any, commits),
-        cast(Any, SimpleNamespace(consider=lambda *_: None)),
+        cast(Any, SimpleNamespace(are_due=False)),
         cast(Any, SimpleNamespace(decided=lambda _: None)),
     )
     with pytest.raises(asyncio.CancelledError):
