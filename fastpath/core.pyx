@@ -1,7 +1,7 @@
 """The core: owns the state, takes stream entries, gives ledger batches."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -58,22 +58,8 @@ from fastpath.types cimport (
     STATUS_UNKNOWN_KIND,
     Event,
     RawEntry,
-    Text,
+    data_of,
 )
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_cond_init(pthread_cond_t* condition, const void* attributes)
-    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
-    int pthread_cond_broadcast(pthread_cond_t* condition)
-    int pthread_cond_destroy(pthread_cond_t* condition)
 
 cdef uint64_t MAXIMUM_TIME_MS = (<uint64_t>1 << 53) - 1
 
@@ -91,22 +77,7 @@ PADDING_BYTES = bytes(PADDING)
 HEADER_KEYS = 18
 
 cdef enum:
-    CHUNK_EVENTS = 512         # events decoded at a stretch: they should still be in the cache when they are decided
-
-
-cdef struct Decoding:
-    # The reply at hand, and how far it is decoded. One thread at a time decodes the next entries, in order: the one
-    # that decides, when there is nothing left for it to decide, or one that helps it. Both hold `turn` to read or write
-    # what is here; who has set `taken` may append events, and touch what decoding needs, without holding it.
-    pthread_mutex_t turn
-    pthread_cond_t moved
-    const char* base
-    const RawEntry* raw
-    uint64_t raw_count
-    uint64_t next
-    uint32_t events            # decoded so far
-    bint taken
-    bint failed
+    CHUNK_EVENTS = 512         # events decoded at a stretch, if they are decided at once: they should still be in the cache
 
 
 cdef struct Work:
@@ -126,8 +97,8 @@ cdef inline bytes bytes_of(const char* data, uint64_t size):
 
 
 cdef class Batch:
-    """What a core has decided at one time: the core fills it, and another thread may encode it while the core goes on
-    with another one. What it was decided from must be kept for as long."""
+    """The events of some stream entries, and what was decided of them. What they were decoded from must be kept until
+    it is encoded. Of three batches one can be decoded, one decided and one encoded at a time, by three threads."""
 
     cdef Work work
     cdef Buffer sets           # encoded
@@ -196,14 +167,14 @@ cdef class Batch:
 
     cdef tuple describe(self, uint32_t number):
         cdef Event* event = &self.work.events[number]
-        name = None if event.status == STATUS_INVALID else text_or_none(&event.id)
+        name = None if event.status == STATUS_INVALID else text_or_none(data_of(event, &event.id), event.id.size)
         return (event.entry, <uint64_t>event.arrival_ms, event.arrival_seq, event.index, STATUSES[event.status], name)
 
     cdef tuple original_of(self, uint32_t number):
         cdef Event* event = &self.work.events[number]
-        if event.raw.data == NULL:
+        if event.raw == NULL:
             return None, None
-        return b"j" if event.from_json else b"e", bytes_of(event.raw.data, event.raw.size)
+        return b"j" if event.from_json else b"e", bytes_of(event.raw, event.raw_size)
 
     def encode(self, uint64_t batch, bytes previous, tuple after, uint64_t first_seq):
         """Return the ledger batch: docs/LEDGER.md."""
@@ -257,9 +228,8 @@ cdef class Core:
 
     cdef State state
     cdef Hashing hashing
-    cdef Batch batch           # the one at hand
-    cdef Work* work            # and what it has
-    cdef Decoding decoding
+    cdef Batch batch           # the one that is decoded
+    cdef Work* work            # and its events
     cdef FlatRulebook rulebook
     cdef bytes names
     cdef object compact_json
@@ -280,14 +250,10 @@ cdef class Core:
         self.compact_json = compact_json
         self.split_json = split_json
         hashing_init(&self.hashing, sip)
-        pthread_mutex_init(&self.decoding.turn, NULL)
-        pthread_cond_init(&self.decoding.moved, NULL)
         state_init(&self.state, slack_days, segment_shift)
 
     def __dealloc__(self):
         state_free(&self.state)
-        pthread_mutex_destroy(&self.decoding.turn)
-        pthread_cond_destroy(&self.decoding.moved)
 
     def adopt(self, dict description, multiplier, bytes names, list moves):
         """Decide by another rulebook from now on.
@@ -319,108 +285,62 @@ cdef class Core:
             free(rows)
         return 0
 
+    def decode_reply(self, ReplyReader reply, Batch batch not None):
+        """Decode every event of a reply's entries into ``batch``."""
+        self.begin(batch)
+        with nogil:
+            self.take_entries(reply.buffer, reply.raw, reply.raw_count)
+        self.end_at_last(reply)
+
+    def decide(self, Batch batch not None):
+        """Decide the events of a batch that was decoded."""
+        self.check_usable()
+        self.undecided = True
+        begin_batch(&self.state)
+        with nogil:
+            self.decide_all(&batch.work)
+        self.finish(batch)
+
     def decide_reply(self, ReplyReader reply, Batch batch not None):
-        """Decide every event of a reply's entries into ``batch``, until whose encoding the reply must be kept."""
-        cdef RawEntry* last
+        """Decode and decide every event of a reply's entries, by turns."""
+        cdef const RawEntry* raw = reply.raw
+        cdef const RawEntry* end = raw + reply.raw_count
+        self.check_usable()
+        self.begin(batch)
+        self.undecided = True
+        begin_batch(&self.state)
+        with nogil:
+            while raw < end:
+                raw += self.take_entries(reply.buffer, raw, end - raw, CHUNK_EVENTS)
+                self.decide_all(self.work)
+        self.end_at_last(reply)
+        self.finish(batch)
+
+    cdef uint64_t take_entries(self, const char* base, const RawEntry* raw, uint64_t count,
+                               uint32_t events=UINT32_MAX) except? 0 nogil:
+        """Decode ``count`` entries, or as many as ``events`` events take, and return how many there were."""
+        cdef uint64_t taken = 0
+        cdef uint32_t before = self.work.event_count
+        while taken < count and self.work.event_count - before < events:
+            self.take_entry(base, &raw[taken])
+            taken += 1
+        return taken
+
+    cdef int end_at_last(self, ReplyReader reply) except -1:
+        cdef const RawEntry* last = &reply.raw[reply.raw_count - 1]
         if reply.raw_count == 0:
             raise ValueError("the reply has no entries")
-        self.start(batch)
-        with nogil:
-            self.begin_decoding(reply.buffer, reply.raw, reply.raw_count)
-            try:
-                self.decide_decoded()
-            finally:
-                self.end_decoding()
-        last = &reply.raw[reply.raw_count - 1]
-        self.finish(last.ms, last.seq)
-
-    def assist(self):
-        """Decode what ``decide_reply``, which another thread is at, has not come to yet; return when all is decoded."""
-        with nogil:
-            pthread_mutex_lock(&self.decoding.turn)
-            try:
-                while self.is_decoding():
-                    if self.decoding.taken:
-                        pthread_cond_wait(&self.decoding.moved, &self.decoding.turn)
-                    else:
-                        self.decode_some()
-            finally:
-                pthread_mutex_unlock(&self.decoding.turn)
-
-    cdef void begin_decoding(self, const char* base, const RawEntry* raw, uint64_t raw_count) noexcept nogil:
-        pthread_mutex_lock(&self.decoding.turn)
-        self.decoding.base = base
-        self.decoding.raw = raw
-        self.decoding.raw_count = raw_count
-        self.decoding.next = 0
-        self.decoding.events = 0
-        self.decoding.failed = False
-        pthread_mutex_unlock(&self.decoding.turn)
-
-    cdef void end_decoding(self) noexcept nogil:
-        """Forget the reply, once nobody decodes it any more."""
-        pthread_mutex_lock(&self.decoding.turn)
-        self.decoding.raw_count = 0
-        while self.decoding.taken:
-            pthread_cond_wait(&self.decoding.moved, &self.decoding.turn)
-        pthread_mutex_unlock(&self.decoding.turn)
-
-    cdef int decode_some(self) except -1 nogil:
-        """Take the turn, which nobody has, and decode a chunk of events. The lock is held before and after."""
-        cdef uint32_t end = self.work.event_count + CHUNK_EVENTS
-        cdef uint64_t count = self.decoding.raw_count
-        cdef uint64_t next = self.decoding.next
-        cdef bint done = False
-        self.decoding.taken = True
-        pthread_mutex_unlock(&self.decoding.turn)
-        try:
-            while next < count and self.work.event_count < end:
-                self.take_entry(self.decoding.base, &self.decoding.raw[next])
-                next += 1
-            done = True
-        finally:
-            pthread_mutex_lock(&self.decoding.turn)
-            self.decoding.taken = False
-            self.decoding.failed = not done
-            self.decoding.next = next
-            self.decoding.events = self.work.event_count
-            pthread_cond_broadcast(&self.decoding.moved)
+        self.work.through_ms = last.ms
+        self.work.through_seq = last.seq
         return 0
 
-    cdef int decide_decoded(self) except -1 nogil:
-        """Decide what is decoded, again and again, and decode where there is nothing to decide."""
-        cdef uint32_t decoded
-        cdef bint failed
-        while True:
-            pthread_mutex_lock(&self.decoding.turn)
-            try:
-                while self.decoding.events == self.work.decided_count and self.is_decoding():
-                    if self.decoding.taken:
-                        pthread_cond_wait(&self.decoding.moved, &self.decoding.turn)
-                    else:
-                        self.decode_some()
-                decoded = self.decoding.events
-                failed = self.decoding.failed
-            finally:
-                pthread_mutex_unlock(&self.decoding.turn)
-            if failed:
-                with gil:
-                    raise RuntimeError("the thread that helps to decode has failed")
-            if decoded == self.work.decided_count:
-                return 0
-            self.decide_until(decoded)
-
-    cdef inline bint is_decoding(self) noexcept nogil:
-        """Tell whether there is more to decode, or somebody is at it. For who holds the lock."""
-        return self.decoding.taken or (self.decoding.next < self.decoding.raw_count and not self.decoding.failed)
-
-    def decide_entries(self, entries, Batch batch not None):
-        """Decide every event of ``(ms, seq, ((name, value), ...))`` tuples into ``batch``."""
+    def decode_entries(self, entries, Batch batch not None):
+        """Decode every event of ``(ms, seq, ((name, value), ...))`` tuples into ``batch``."""
         cdef RawEntry raw
         cdef bytes value, name, padded
         if not entries:
             raise ValueError("there are no entries")
-        self.start(batch)
+        self.begin(batch)
         memset(&raw, 0, sizeof(raw))
         for ms, seq, fields in entries:
             raw.ms = ms
@@ -429,30 +349,25 @@ cdef class Core:
             name, value = fields[0]
             # The decoder wants readable bytes behind a value.
             padded = value + PADDING_BYTES
-            self.batch.kept.append(padded)
+            batch.kept.append(padded)
             # Offsets count from the value itself; the name is looked at only here.
             raw.value = 0
             raw.value_size = len(value)
             self.take_named(PyBytes_AS_STRING(padded), &raw, PyBytes_AS_STRING(name), len(name))
-            if self.work.event_count - self.work.decided_count >= CHUNK_EVENTS:
-                self.decide_until(self.work.event_count)
-        self.decide_until(self.work.event_count)
-        self.finish(ms, seq)
+        self.work.through_ms = ms
+        self.work.through_seq = seq
 
     cdef int check_usable(self) except -1:
         if self.undecided:
             raise ValueError("a batch failed half-way; the state cannot be used any more")
         return 0
 
-    cdef int start(self, Batch batch) except -1:
+    cdef int begin(self, Batch batch) except -1:
         if self.rulebook is None:
             raise ValueError("no rulebook was adopted")
-        self.check_usable()
-        self.undecided = True
         batch.clear(self.names)
         self.batch = batch
         self.work = &batch.work
-        begin_batch(&self.state)
         return 0
 
     cdef inline Event* new_event(self, const RawEntry* raw, uint32_t index) except NULL nogil:
@@ -465,8 +380,8 @@ cdef class Core:
         event.index = index
         event.status = STATUS_INVALID
         event.from_json = False
-        event.raw.data = NULL
-        event.raw.size = 0
+        event.raw = NULL
+        event.raw_size = 0
         self.work.event_count += 1
         return event
 
@@ -495,8 +410,8 @@ cdef class Core:
 
     cdef inline void decode(self, const char* data, uint64_t size, Event* event) noexcept nogil:
         """Decode an event that fills ``size`` bytes."""
-        event.raw.data = data
-        event.raw.size = <uint32_t>size
+        event.raw = data
+        event.raw_size = <uint32_t>size
         if decode_event(&self.rulebook.rules, &self.hashing, data, data + size, event, 0) == data + size:
             event.status = STATUS_ENTRY
 
@@ -530,8 +445,8 @@ cdef class Core:
             after = decode_event(&self.rulebook.rules, &self.hashing, at, end, event, 1)
             if after == NULL:
                 break
-            event.raw.data = at
-            event.raw.size = <uint32_t>(after - at)
+            event.raw = at
+            event.raw_size = <uint32_t>(after - at)
             event.status = STATUS_ENTRY
             at = after
         else:
@@ -577,27 +492,23 @@ cdef class Core:
             self.decode(PyBytes_AS_STRING(padded), len(compact), event)
         self.batch.kept.append(original)
         event.from_json = True
-        event.raw.data = PyBytes_AS_STRING(original)
-        event.raw.size = <uint32_t>len(original)
+        event.raw = PyBytes_AS_STRING(original)
+        event.raw_size = <uint32_t>len(original)
         return 0
 
-    cdef int decide_until(self, uint32_t end) except -1 nogil:
-        """Decide the events before ``end`` that are not decided yet."""
-        cdef uint32_t first = self.work.decided_count
-        rows_reserve(&self.work.rows, end)
-        decide_events(&self.state, &self.rulebook.rules, self.work.events, first, end, &self.work.rows)
-        self.work.decided_count = end
+    cdef int decide_all(self, Work* work) except -1 nogil:
+        """Decide the events that are not decided yet."""
+        rows_reserve(&work.rows, work.event_count)
+        decide_events(
+            &self.state, &self.rulebook.rules, work.events, work.decided_count, work.event_count, &work.rows)
+        work.decided_count = work.event_count
         return 0
 
-    cdef int finish(self, uint64_t ms, uint64_t seq) except -1:
-        cdef Buffer* sets = &self.batch.sets
-        self.work.through_ms = ms
-        self.work.through_seq = seq
-        sets.size = 0
-        sets.failed = False
-        write_campaign_sets(sets, &self.rulebook.rules, &self.state, &self.work.rows)
+    cdef void finish(self, Batch batch):
+        batch.sets.size = 0
+        batch.sets.failed = False
+        write_campaign_sets(&batch.sets, &self.rulebook.rules, &self.state, &batch.work.rows)
         self.undecided = False
-        return 0
 
     def image(self):
         """Begin an image of the state as it is now, between two batches. There can be one at a time."""
@@ -667,5 +578,5 @@ cdef class Core:
         return tuple([self.state.tables[number].live for number in range(TABLES)])
 
 
-cdef text_or_none(const Text* text):
-    return text.data[:text.size].decode() if text.size else None
+cdef text_or_none(const char* data, uint32_t size):
+    return data[:size].decode() if size else None

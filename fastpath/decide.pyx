@@ -72,6 +72,7 @@ from fastpath.types cimport (
     STATUS_UNKNOWN_KIND,
     Event,
     Hash128,
+    data_of,
 )
 from fastpath.window cimport add_points_sliding, count_sliding, points_sliding
 
@@ -210,7 +211,7 @@ cdef inline const char* member_name(const State* state, const Member* member) no
 cdef inline bint is_member(const State* state, const Member* member, const Event* event) noexcept nogil:
     """Tell whether a record is that of the event's member, whatever their hashes."""
     return (member.hash == event.keys[KEY_MEMBER].first and member.name_size == event.member.size
-            and memcmp(member_name(state, member), event.member.data, event.member.size) == 0)
+            and memcmp(member_name(state, member), data_of(event, &event.member), event.member.size) == 0)
 
 
 cdef Member* find_member(State* state, const Event* event) noexcept nogil:
@@ -244,10 +245,10 @@ cdef Member* member_of(State* state, const Event* event, Member* candidate) exce
         &state.tables[TABLE_MEMBERS], event.keys[KEY_MEMBER].first, 0, 0)
     member.name_size = <uint8_t>event.member.size
     if event.member.size <= INLINE_NAME:
-        memcpy(member.name, event.member.data, event.member.size)
+        memcpy(member.name, data_of(event, &event.member), event.member.size)
     else:
         region_commit(&state.names, state.names_size + event.member.size)
-        memcpy(state.names.base + state.names_size, event.member.data, event.member.size)
+        memcpy(state.names.base + state.names_size, data_of(event, &event.member), event.member.size)
         memcpy(member.name, &state.names_size, sizeof(uint64_t))
         state.names_size += event.member.size
     return member
@@ -423,10 +424,11 @@ cdef inline void day_words(State* state, const Rules* rules, int32_t day, uint64
 
 cdef bint is_drawn(const Campaign* campaign, const Event* event) noexcept nogil:
     """Tell whether the member belongs to the campaign's percentage."""
+    cdef const char* member = data_of(event, &event.member)
     cdef uint32_t value = ~campaign.crc
     cdef uint32_t i
     for i in range(event.member.size):
-        value = CRC_TABLE[(value ^ <uint8_t>event.member.data[i]) & 0xff] ^ (value >> 8)
+        value = CRC_TABLE[(value ^ <uint8_t>member[i]) & 0xff] ^ (value >> 8)
     return <int32_t>(~value % 100) < campaign.percent
 
 
@@ -448,7 +450,7 @@ cdef void match_campaigns(State* state, const Rules* rules, const Case* case, ui
     for i in range(rules.words):
         words[i] &= case.rule.campaigns[i] & rules.minute_masks[case.minute * rules.words + i]
         words[i] &= rules.city_masks[city * rules.words + i] & rules.tier_masks[tier * rules.words + i]
-        words[i] &= rules.untagged[i] | event.tags_mask[i]
+        words[i] &= rules.untagged[i] | event.tags_mask[i] if event.tag_count else rules.untagged[i]
         if not has_card:
             words[i] &= ~rules.carded[i]
         drawn = words[i] & rules.drawn[i]

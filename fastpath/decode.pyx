@@ -41,10 +41,10 @@ from fastpath.types cimport (
     KEY_MEMBER,
     KEY_PHONE,
     KIND_REFUNDED,
-    MAXIMUM_WORDS,
     Event,
     Hash128,
     Text,
+    data_of,
 )
 
 cdef extern from *:
@@ -172,7 +172,7 @@ cdef inline Reader reader_at(Place at, Place end) noexcept nogil:
     return reader
 
 
-cdef Place any_text(Place at, Place end, uint32_t limit, Text* text) noexcept nogil:
+cdef Place any_text(Place base, Place at, Place end, uint32_t limit, Text* text) noexcept nogil:
     """Read an optional text, whatever its form."""
     cdef Reader reader = reader_at(at, end)
     cdef Value value
@@ -182,38 +182,38 @@ cdef Place any_text(Place at, Place end, uint32_t limit, Text* text) noexcept no
         return reader.at
     if value.type != TYPE_TEXT or value.size > limit or not is_utf8(reader.at, value.size):
         return NULL
-    text.data = <const char*>reader.at
+    text.at = <uint32_t>(reader.at - base)
     text.size = <uint32_t>value.size
     return reader.at + value.size
 
 
-cdef inline Place text_at(Place at, Place end, uint32_t limit, Text* text) noexcept nogil:
+cdef inline Place text_at(Place base, Place at, Place end, uint32_t limit, Text* text) noexcept nogil:
     """Read an optional text."""
     cdef uint32_t size = at[0] ^ <uint32_t>SHORT_TEXT
     if size < SHORT_TEXTS:
-        text.data = <const char*>at + 1
+        text.at = <uint32_t>(at + 1 - base)
         text.size = size
         return at + 1 + size
     if at[0] == NIL:
         text.size = 0
         return at + 1
-    return any_text(at, end, limit, text)
+    return any_text(base, at, end, limit, text)
 
 
-cdef Place any_name(Place at, Place end, Text* text) noexcept nogil:
+cdef Place any_name(Place base, Place at, Place end, Text* text) noexcept nogil:
     cdef Reader start = reader_at(at, end)
     cdef Value value
-    return any_text(at, end, NAME_BYTES, text) if read_head(&start, &value) == TYPE_TEXT else NULL
+    return any_text(base, at, end, NAME_BYTES, text) if read_head(&start, &value) == TYPE_TEXT else NULL
 
 
-cdef inline Place name_at(Place at, Place end, Text* text) noexcept nogil:
+cdef inline Place name_at(Place base, Place at, Place end, Text* text) noexcept nogil:
     """Read a category or tag: a text that may be empty, but not absent in another way."""
     cdef uint32_t size = at[0] ^ <uint32_t>SHORT_TEXT
     if size < SHORT_TEXTS:
-        text.data = <const char*>at + 1
+        text.at = <uint32_t>(at + 1 - base)
         text.size = size
         return at + 1 + size
-    return any_name(at, end, text)
+    return any_name(base, at, end, text)
 
 
 cdef Place any_integer(Place at, Place end, int64_t low, int64_t high, int64_t* number) noexcept nogil:
@@ -243,40 +243,44 @@ cdef inline Place integer_at(Place at, Place end, int64_t low, int64_t high, int
     return at + 1 + width if value - <uint64_t>low <= <uint64_t>(high - low) else NULL
 
 
-cdef const Name* new_name(const Rules* rules, Hashing* hashing, const Text* text, Name* name) noexcept nogil:
+cdef const Name* new_name(const Rules* rules, Hashing* hashing, const char* data, uint32_t size,
+                          Name* name) noexcept nogil:
     """Look a name up in the rulebook and keep it in place of another; return NULL where it is not UTF-8."""
     cdef Name found
-    if not is_utf8(<Place>text.data, text.size):
+    if not is_utf8(<Place>data, size):
         return NULL
-    found.first = load_rest(text.data, min(text.size, <uint32_t>8))
-    found.second = load_word(text.data + text.size - 8) if text.size > 8 else 0
-    found.size = text.size
-    found.hash = hash_text(hashing.key, DOMAIN_NAME, text.data, text.size)
+    found.first = load_rest(data, min(size, <uint32_t>8))
+    found.second = load_word(data + size - 8) if size > 8 else 0
+    found.size = size
+    found.hash = hash_text(hashing.key, DOMAIN_NAME, data, size)
     look_up(rules, &found)
     name[0] = found
     return name
 
 
-cdef inline const Name* name_of(const Rules* rules, Hashing* hashing, const Text* text) noexcept nogil:
+cdef inline const Name* name_of(const Rules* rules, Hashing* hashing, const Event* event,
+                                const Text* text) noexcept nogil:
     """Return what a kind, category, city, tag or tier is to the rulebook; NULL where it is not UTF-8.
 
     There are few of them, so the last ones are kept; a name that pushes out another costs time and nothing else.
     """
     cdef uint64_t first, second = 0
+    cdef const char* data = data_of(event, text)
+    cdef uint32_t size = text.size
     cdef Name* known
-    if text.size <= 8:
-        if text.size == 0:
+    if size <= 8:
+        if size == 0:
             return &hashing.empty
-        first = load_rest(text.data, text.size)
-    elif text.size <= CACHED_BYTES:
-        first = load_word(text.data)
-        second = load_word(text.data + text.size - 8)
+        first = load_rest(data, size)
+    elif size <= CACHED_BYTES:
+        first = load_word(data)
+        second = load_word(data + size - 8)
     else:
-        return new_name(rules, hashing, text, &hashing.long_name)
-    known = &hashing.names[((first ^ second * 31) + text.size) * <uint64_t>0x9e3779b97f4a7c15 >> (64 - CACHE_BITS)]
-    if known.first == first and known.second == second and known.size == text.size:
+        return new_name(rules, hashing, data, size, &hashing.long_name)
+    known = &hashing.names[((first ^ second * 31) + size) * <uint64_t>0x9e3779b97f4a7c15 >> (64 - CACHE_BITS)]
+    if known.first == first and known.second == second and known.size == size:
         return known
-    return new_name(rules, hashing, text, known)
+    return new_name(rules, hashing, data, size, known)
 
 
 cdef inline Place array_at(Place at, Place end, uint64_t* count) noexcept nogil:
@@ -306,13 +310,13 @@ cdef inline Place line_at(const Rules* rules, Hashing* hashing, Place at, Place 
         at = array_at(at, end, &count)
         if at == NULL or count != 2:
             return NULL
-    at = name_at(at, end, &category)
+    at = name_at(<Place>event.base, at, end, &category)
     if at == NULL:
         return NULL
     at = integer_at(at, end, 0, MAXIMUM_AMOUNT_FEN, &amount)
     if at == NULL or at > end or amount == ABSENT:
         return NULL
-    name = name_of(rules, hashing, &category)
+    name = name_of(rules, hashing, event, &category)
     if name == NULL:
         return NULL
     sum_fen[0] += amount
@@ -332,12 +336,12 @@ cdef Place lines_at(const Rules* rules, Hashing* hashing, Place at, Place end, E
     if count == 0:
         return at
     event.line_count = <uint8_t>count
-    event.lines.data = <const char*>at
+    event.lines.at = <uint32_t>(<const char*>at - event.base)
     for _i in range(count):
         at = line_at(rules, hashing, at, end, event, &sum_fen, &base)
         if at == NULL:
             return NULL
-    event.lines.size = <uint32_t>(<const char*>at - event.lines.data)
+    event.lines.size = <uint32_t>(<const char*>at - data_of(event, &event.lines))
     event.base_high = <uint64_t>(base >> 64)
     event.base_low = <uint64_t>base
     return at if sum_fen == event.amount else NULL
@@ -355,24 +359,26 @@ cdef Place tags_at(const Rules* rules, Hashing* hashing, Place at, Place end, Ev
     if count == 0:
         return at
     event.tag_count = <uint8_t>count
-    event.tags.data = <const char*>at
+    event.tags.at = <uint32_t>(<const char*>at - event.base)
+    for word in range(rules.words):
+        event.tags_mask[word] = 0
     for _i in range(count):
-        at = name_at(at, end, &tag)
+        at = name_at(<Place>event.base, at, end, &tag)
         if at == NULL or at > end:
             return NULL
-        name = name_of(rules, hashing, &tag)
+        name = name_of(rules, hashing, event, &tag)
         if name == NULL:
             return NULL
         event.content = folded(event.content ^ name.hash, hashing.content_factor)
         if name.tag >= 0:
             for word in range(rules.words):
                 event.tags_mask[word] |= rules.tag_masks[name.tag * rules.words + word]
-    event.tags.size = <uint32_t>(<const char*>at - event.tags.data)
+    event.tags.size = <uint32_t>(<const char*>at - data_of(event, &event.tags))
     return at
 
 
-cdef inline bint is_key(const Text* text, const char* name, uint32_t size) noexcept nogil:
-    return text.size == size and memcmp(text.data, name, size) == 0
+cdef inline bint is_key(const Reader* text, const char* name, uint32_t size) noexcept nogil:
+    return text.end - text.at == size and memcmp(text.at, name, size) == 0
 
 
 cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place end, Event* event,
@@ -380,7 +386,7 @@ cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place e
     """Read the map of attributes. Of a key that repeats the last value counts; unknown keys are ignored."""
     cdef Reader reader = reader_at(at, end), key
     cdef Value value
-    cdef Text name
+    cdef Reader name
     cdef Place tier = NULL, card_until = NULL, immune_until = NULL
     cdef uint64_t _i
     read_head(&reader, &value)
@@ -393,10 +399,7 @@ cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place e
         if not skip(&reader, depth + 2):
             return NULL
         read_head(&key, &value)
-        name.size = 0
-        if value.type == TYPE_TEXT:
-            name.data = <const char*>key.at
-            name.size = <uint32_t>min(value.size, <uint64_t>1024)
+        name = reader_at(key.at, key.at + value.size if value.type == TYPE_TEXT else key.at)
         if is_key(&name, "tier", 4):
             tier = reader.at
         elif is_key(&name, "card_until", 10):
@@ -406,9 +409,9 @@ cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place e
         if not skip(&reader, depth + 2):
             return NULL
     if tier != NULL:
-        if any_text(tier, end, NAME_BYTES, &event.tier) == NULL:
+        if any_text(<Place>event.base, tier, end, NAME_BYTES, &event.tier) == NULL:
             return NULL
-        event.tier_hash = name_of(rules, hashing, &event.tier).hash
+        event.tier_hash = name_of(rules, hashing, event, &event.tier).hash
     if card_until != NULL and any_integer(card_until, end, 1, MAXIMUM_TIME_MS, &event.card_until) == NULL:
         return NULL
     if immune_until != NULL and any_integer(immune_until, end, 1, MAXIMUM_TIME_MS, &event.immune_until) == NULL:
@@ -418,7 +421,6 @@ cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place e
 
 cdef inline void set_absent(Event* event) noexcept nogil:
     """Leave what the items that may follow the time are where they do not: an event's memory has held others before."""
-    cdef int word
     event.amount = ABSENT
     event.order.size = event.device.size = event.ip.size = event.phone.size = event.city_name.size = 0
     event.tier.size = event.lines.size = event.tags.size = 0
@@ -426,17 +428,15 @@ cdef inline void set_absent(Event* event) noexcept nogil:
     event.card_until = event.immune_until = 0
     event.tier_hash = 0
     event.base_high = event.base_low = 0
-    for word in range(MAXIMUM_WORDS):
-        event.tags_mask[word] = 0
 
 
 cdef inline Place identity_at(Place at, Place end, Event* event) noexcept nogil:
     """Read the required items."""
-    at = text_at(at, end, IDENTITY_BYTES, &event.id)
+    at = text_at(<Place>event.base, at, end, IDENTITY_BYTES, &event.id)
     if at != NULL:
-        at = text_at(at, end, NAME_BYTES, &event.kind_name)
+        at = text_at(<Place>event.base, at, end, NAME_BYTES, &event.kind_name)
     if at != NULL:
-        at = text_at(at, end, IDENTITY_BYTES, &event.member)
+        at = text_at(<Place>event.base, at, end, IDENTITY_BYTES, &event.member)
     event.ts = 0
     if at != NULL:
         at = integer_at(at, end, 1, MAXIMUM_TIME_MS, &event.ts)
@@ -450,15 +450,15 @@ cdef inline Place keys_at(Place at, Place end, uint64_t count, Event* event) noe
     if count > 4:
         at = integer_at(at, end, 0, MAXIMUM_AMOUNT_FEN, &event.amount)
     if count > 5 and at != NULL:
-        at = text_at(at, end, IDENTITY_BYTES, &event.order)
+        at = text_at(<Place>event.base, at, end, IDENTITY_BYTES, &event.order)
     if count > 6 and at != NULL:
-        at = text_at(at, end, IDENTITY_BYTES, &event.device)
+        at = text_at(<Place>event.base, at, end, IDENTITY_BYTES, &event.device)
     if count > 7 and at != NULL:
-        at = text_at(at, end, IDENTITY_BYTES, &event.ip)
+        at = text_at(<Place>event.base, at, end, IDENTITY_BYTES, &event.ip)
     if count > 8 and at != NULL:
-        at = text_at(at, end, IDENTITY_BYTES, &event.phone)
+        at = text_at(<Place>event.base, at, end, IDENTITY_BYTES, &event.phone)
     if count > 9 and at != NULL:
-        at = text_at(at, end, NAME_BYTES, &event.city_name)
+        at = text_at(<Place>event.base, at, end, NAME_BYTES, &event.city_name)
     return at
 
 
@@ -482,7 +482,8 @@ cdef inline Place rest_at(const Rules* rules, Hashing* hashing, Place at, Place 
     return at
 
 
-cdef inline Hash128 key_hash(const SipState* start, const Text* text, uint64_t* seen) noexcept nogil:
+cdef inline Hash128 key_hash(const SipState* start, const Event* event, const Text* text,
+                             uint64_t* seen) noexcept nogil:
     """Hash an id or key. Its bytes are united in ``seen``, whose highest bits show whether there was but ASCII."""
     cdef SipState s
     cdef Hash128 none
@@ -490,7 +491,7 @@ cdef inline Hash128 key_hash(const SipState* start, const Text* text, uint64_t* 
         none.first = none.second = 0
         return none
     s = start[0]
-    seen[0] |= sip_text(&s, text.data, text.size)
+    seen[0] |= sip_text(&s, data_of(event, text), text.size)
     return sip_finish_128(&s)
 
 
@@ -501,13 +502,13 @@ cdef inline void hash_event(Hashing* hashing, Event* event, uint64_t city_hash, 
     products with it, folded.
     """
     cdef uint64_t content = event.content, word
-    cdef const char* order = event.order.data
+    cdef const char* order = data_of(event, &event.order)
     cdef uint32_t rest = event.order.size
-    event.id_hash = key_hash(&hashing.id_start, &event.id, seen)
-    event.keys[KEY_MEMBER] = key_hash(&hashing.key_starts[KEY_MEMBER], &event.member, seen)
-    event.keys[KEY_DEVICE] = key_hash(&hashing.key_starts[KEY_DEVICE], &event.device, seen)
-    event.keys[KEY_IP] = key_hash(&hashing.key_starts[KEY_IP], &event.ip, seen)
-    event.keys[KEY_PHONE] = key_hash(&hashing.key_starts[KEY_PHONE], &event.phone, seen)
+    event.id_hash = key_hash(&hashing.id_start, event, &event.id, seen)
+    event.keys[KEY_MEMBER] = key_hash(&hashing.key_starts[KEY_MEMBER], event, &event.member, seen)
+    event.keys[KEY_DEVICE] = key_hash(&hashing.key_starts[KEY_DEVICE], event, &event.device, seen)
+    event.keys[KEY_IP] = key_hash(&hashing.key_starts[KEY_IP], event, &event.ip, seen)
+    event.keys[KEY_PHONE] = key_hash(&hashing.key_starts[KEY_PHONE], event, &event.phone, seen)
     while rest > 8:
         word = load_word(order)
         seen[0] |= word
@@ -529,12 +530,12 @@ cdef inline void hash_event(Hashing* hashing, Event* event, uint64_t city_hash, 
 
 cdef bint are_utf8(const Event* event) noexcept nogil:
     """Tell whether the texts that were not looked up as names are UTF-8."""
-    return (is_utf8(<Place>event.id.data, event.id.size)
-            and is_utf8(<Place>event.member.data, event.member.size)
-            and is_utf8(<Place>event.order.data, event.order.size)
-            and is_utf8(<Place>event.device.data, event.device.size)
-            and is_utf8(<Place>event.ip.data, event.ip.size)
-            and is_utf8(<Place>event.phone.data, event.phone.size))
+    return (is_valid(event, &event.id) and is_valid(event, &event.member) and is_valid(event, &event.order)
+            and is_valid(event, &event.device) and is_valid(event, &event.ip) and is_valid(event, &event.phone))
+
+
+cdef inline bint is_valid(const Event* event, const Text* text) noexcept nogil:
+    return is_utf8(<Place>data_of(event, text), text.size)
 
 
 cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* data, const char* end,
@@ -548,6 +549,7 @@ cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* 
     cdef const Name* name
     cdef uint64_t kind_hash, city_hash, count = 0, seen = 0
     cdef uint128 base
+    event.base = data
     set_absent(event)
     if at < last:
         at = array_at(at, last, &count)
@@ -560,13 +562,13 @@ cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* 
     # Nothing that was read may be looked at before it is known to be there.
     if at == NULL or at > last:
         return NULL
-    name = name_of(rules, hashing, &event.kind_name)
+    name = name_of(rules, hashing, event, &event.kind_name)
     if name == NULL:
         return NULL
     kind_hash = name.hash
     event.kind = name.kind
     event.content = folded(hashing.content_seed ^ kind_hash, hashing.content_factor)
-    name = name_of(rules, hashing, &event.city_name)
+    name = name_of(rules, hashing, event, &event.city_name)
     if name == NULL:
         return NULL
     city_hash = name.hash

@@ -20,7 +20,7 @@ from fastpath.msgpack cimport (
 )
 from fastpath.rules cimport Rules
 from fastpath.siphash cimport PADDING
-from fastpath.types cimport OUTCOME_DEFERRED, Event, Text
+from fastpath.types cimport OUTCOME_DEFERRED, Event, Text, data_of
 
 cdef enum:
     BYTES_COLUMNS = 3          # event, member, order: one value per entry
@@ -157,47 +157,47 @@ cdef void write_texts(Buffer* buffer, const Event* events, const Rows* rows, int
     buffer.size -= PADDING
     for i in range(rows.count):
         text = text_of(&events[rows.events[i]], column)
-        copy_text(target, text.data, text.size)
+        copy_text(target, data_of(&events[rows.events[i]], text), text.size)
         target += text.size
 
 
-cdef uint32_t cut_characters(const Text* text, uint32_t count, bint at_end) noexcept nogil:
+cdef uint32_t cut_characters(const char* data, uint32_t size, uint32_t count, bint at_end) noexcept nogil:
     """Return the bytes of the first (or last) ``count`` characters of a UTF-8 text."""
     cdef uint32_t i = 0
     if not at_end:
-        while i < text.size and (count or (text.data[i] & 0xc0) == 0x80):
-            if (text.data[i] & 0xc0) != 0x80:
+        while i < size and (count or (data[i] & 0xc0) == 0x80):
+            if (data[i] & 0xc0) != 0x80:
                 count -= 1
             i += 1
         return i
-    while count and i < text.size:
+    while count and i < size:
         i += 1
-        if (text.data[text.size - i] & 0xc0) != 0x80:
+        if (data[size - i] & 0xc0) != 0x80:
             count -= 1
     return i
 
 
-cdef uint32_t mask_text(const Text* text, bint is_ip, char* masked) noexcept nogil:
+cdef uint32_t mask_text(const char* data, uint32_t size, bint is_ip, char* masked) noexcept nogil:
     """Write the form for people of a device, IP or phone, as accrual.outcomes.privacy does; return its bytes."""
     cdef uint32_t i, characters = 0, kept, head, tail
-    if text.size == 0:
+    if size == 0:
         return 0
     if is_ip:
-        i = text.size
-        while i and text.data[i - 1] != b"." and text.data[i - 1] != b":":
+        i = size
+        while i and data[i - 1] != b"." and data[i - 1] != b":":
             i -= 1
         if i:
-            memcpy(masked, text.data, i)
+            memcpy(masked, data, i)
             masked[i] = b"*"
             return i + 1
-    for i in range(text.size):
-        characters += (text.data[i] & 0xc0) != 0x80
+    for i in range(size):
+        characters += (data[i] & 0xc0) != 0x80
     kept = min(<uint32_t>3, characters // 3)
-    head = cut_characters(text, kept, False)
-    tail = cut_characters(text, kept, True)
-    memcpy(masked, text.data, head)
+    head = cut_characters(data, size, kept, False)
+    tail = cut_characters(data, size, kept, True)
+    memcpy(masked, data, head)
     memcpy(masked + head, <const char*>"****", 4)
-    memcpy(masked + head + 4, text.data + text.size - tail, tail)
+    memcpy(masked + head + 4, data + size - tail, tail)
     return head + 4 + tail
 
 
@@ -215,7 +215,7 @@ cdef void write_masked(Buffer* buffer, const Event* events, const Rows* rows, in
         if rows.columns[COLUMN_TRIPPED][i]:
             event = &events[rows.events[i]]
             text = &event.device if key == 0 else (&event.ip if key == 1 else &event.phone)
-            scratch[count] = mask_text(text, key == 1, masked)
+            scratch[count] = mask_text(data_of(event, text), text.size, key == 1, masked)
             write_bytes(&texts, masked, scratch[count])
             count += 1
     write_blob_column(buffer, &texts, scratch, count)
@@ -231,14 +231,14 @@ cdef void write_blob_column(Buffer* buffer, Buffer* blobs, const int64_t* sizes,
     free(blobs.data)
 
 
-cdef inline void write_optional(Buffer* buffer, const Text* text) noexcept nogil:
+cdef inline void write_optional(Buffer* buffer, const Event* event, const Text* text) noexcept nogil:
     if text.size:
-        write_text(buffer, text.data, text.size)
+        write_text(buffer, data_of(event, text), text.size)
     else:
         write_head(buffer, NIL, 0, 0)
 
 
-cdef void write_list(Buffer* buffer, const Text* items, uint32_t count, bint pairs) noexcept nogil:
+cdef void write_list(Buffer* buffer, const char* items, uint32_t size, uint32_t count, bint pairs) noexcept nogil:
     """Write lines or tags again, in their shortest encoding."""
     cdef Reader reader
     cdef Value value
@@ -246,8 +246,8 @@ cdef void write_list(Buffer* buffer, const Text* items, uint32_t count, bint pai
     if count == 0:
         write_head(buffer, NIL, 0, 0)
         return
-    reader.at = <const unsigned char*>items.data
-    reader.end = reader.at + items.size
+    reader.at = <const unsigned char*>items
+    reader.end = reader.at + size
     write_array(buffer, count)
     for _i in range(count):
         if pairs:
@@ -265,7 +265,7 @@ cdef void write_attributes(Buffer* buffer, const Event* event) noexcept nogil:
     write_map(buffer, (event.tier.size != 0) + (event.card_until != 0) + (event.immune_until != 0))
     if event.tier.size:
         write_name(buffer, "tier")
-        write_text(buffer, event.tier.data, event.tier.size)
+        write_text(buffer, data_of(event, &event.tier), event.tier.size)
     if event.card_until:
         write_name(buffer, "card_until")
         write_integer(buffer, event.card_until)
@@ -294,21 +294,21 @@ cdef void write_payload(Buffer* buffer, const Event* event) noexcept nogil:
     cdef int items = items_of_payload(event)
     cdef int item
     write_array(buffer, items)
-    write_text(buffer, event.id.data, event.id.size)
-    write_text(buffer, event.kind_name.data, event.kind_name.size)
-    write_text(buffer, event.member.data, event.member.size)
+    write_text(buffer, data_of(event, &event.id), event.id.size)
+    write_text(buffer, data_of(event, &event.kind_name), event.kind_name.size)
+    write_text(buffer, data_of(event, &event.member), event.member.size)
     write_integer(buffer, event.ts)
     for item in range(4, items):
         if item == 4 and event.amount >= 0:
             write_integer(buffer, event.amount)
         elif item == 5:
-            write_optional(buffer, &event.order)
+            write_optional(buffer, event, &event.order)
         elif item == 9:
-            write_optional(buffer, &event.city_name)
+            write_optional(buffer, event, &event.city_name)
         elif item == 10:
-            write_list(buffer, &event.lines, event.line_count, True)
+            write_list(buffer, data_of(event, &event.lines), event.lines.size, event.line_count, True)
         elif item == 11:
-            write_list(buffer, &event.tags, event.tag_count, False)
+            write_list(buffer, data_of(event, &event.tags), event.tags.size, event.tag_count, False)
         elif item == 12:
             write_attributes(buffer, event)
         else:

@@ -8,7 +8,7 @@ from fastpath.types cimport RawEntry
 cdef class ReplyReader:
     cdef char* buffer
     cdef uint64_t capacity
-    cdef uint64_t size         # bytes received
+    cdef uint64_t received     # bytes
     cdef uint64_t position     # bytes scanned for good
     cdef uint64_t wanted       # bytes that the reply is known to need at least
     cdef int state

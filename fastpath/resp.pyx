@@ -225,51 +225,51 @@ cdef class ReplyReader:
     def get_buffer(self, size_hint):
         """Return writable memory for the next bytes."""
         cdef uint64_t free_bytes = READ_BYTES
-        if self.wanted > self.size + free_bytes:
-            free_bytes = self.wanted - self.size
-        self.reserve(self.size + free_bytes)
-        return PyMemoryView_FromMemory(self.buffer + self.size, self.capacity - self.size, PyBUF_WRITE)
+        if self.wanted > self.received + free_bytes:
+            free_bytes = self.wanted - self.received
+        self.reserve(self.received + free_bytes)
+        return PyMemoryView_FromMemory(self.buffer + self.received, self.capacity - self.received, PyBUF_WRITE)
 
     def buffer_updated(self, size):
         """Take note of ``size`` new bytes; return whether a complete reply is there."""
-        self.size += <uint64_t>size
+        self.received += <uint64_t>size
         self.scan()
         return self.state > IN_ENTRIES
 
     def feed(self, bytes data):
         """Append ``data`` as if it had been received; return whether a complete reply is there."""
         cdef const char* source = data
-        self.reserve(self.size + len(data))
-        memcpy(self.buffer + self.size, source, len(data))
+        self.reserve(self.received + len(data))
+        memcpy(self.buffer + self.received, source, len(data))
         return self.buffer_updated(len(data))
 
     def clear(self):
         """Forget the reply; return whether another complete one was received behind it."""
         if self.state <= IN_ENTRIES:
-            if self.size == 0:
+            if self.received == 0:
                 return False
             raise ValueError("the reply is not complete")
-        self.size -= self.position
-        memmove(self.buffer, self.buffer + self.position, self.size)
+        self.received -= self.position
+        memmove(self.buffer, self.buffer + self.position, self.received)
         self.forget()
         self.scan()
         return self.state > IN_ENTRIES
 
     def pass_on(self, ReplyReader other not None):
         """Keep the reply, and let ``other`` have what was received behind it, which receives from now on."""
-        cdef uint64_t size = self.size - self.position
+        cdef uint64_t size = self.received - self.position
         if self.state <= IN_ENTRIES:
             raise ValueError("the reply is not complete")
         other.abandon()
         other.reserve(size)
         memcpy(other.buffer, self.buffer + self.position, size)
-        other.size = size
-        self.size = self.position
+        other.received = size
+        self.received = self.position
         other.scan()
 
     def abandon(self):
         """Forget everything received, complete or not: for a new connection."""
-        self.size = 0
+        self.received = 0
         self.forget()
 
     @property
@@ -288,6 +288,11 @@ cdef class ReplyReader:
     def value(self):
         """The bytes of a status reply."""
         return self.buffer[self.value_at:self.value_at + self.value_size] if self.state == HAVE_STATUS else b""
+
+    @property
+    def size(self):
+        """The bytes of the reply."""
+        return self.position
 
     @property
     def entries(self):
@@ -316,7 +321,7 @@ cdef class ReplyReader:
         if not 0 <= number < self.raw_count:
             raise IndexError(number)
         cursor.base = self.buffer
-        cursor.size = self.size
+        cursor.size = self.received
         cursor.position = self.raw[<uint64_t>number].fields
         read_number(&cursor, b"*", &count)
         texts = []
@@ -352,7 +357,7 @@ cdef class ReplyReader:
         cdef RawEntry* grown
         cursor.base = self.buffer
         cursor.position = self.position
-        cursor.size = self.size
+        cursor.size = self.received
         cursor.wanted = 0
         if self.state == AT_START:
             step = read_head(self, &cursor)

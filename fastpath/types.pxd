@@ -41,8 +41,8 @@ cdef enum:
     BUILT_IN_KINDS = 5
 
 cdef struct Text:
-    # Bytes of a valid UTF-8 text somewhere else; size 0 means absent.
-    const char* data
+    # Bytes of a valid UTF-8 text in an event's value; size 0 means absent.
+    uint32_t at                # from the event's `base`
     uint32_t size
 
 cdef struct Hash128:
@@ -69,7 +69,8 @@ cdef enum:
     KEYS = 4
 
 cdef struct Event:
-    # What every decision needs comes first: the decisions of another core's events wait for each cache line of them.
+    # What nearly every decision needs comes first and fills four cache lines: where another core has decoded the event,
+    # the decision waits for each of them.
     int64_t arrival_ms
     uint64_t arrival_seq
     uint32_t entry             # number of the raw entry
@@ -80,6 +81,7 @@ cdef struct Event:
     uint8_t from_json
     uint8_t line_count
     uint8_t tag_count
+    uint32_t raw_size
     int64_t ts
     int64_t amount             # -1 where absent
     uint64_t content           # hash of every field but the arrival
@@ -87,19 +89,25 @@ cdef struct Event:
     uint64_t base_low
     Hash128 id_hash
     Hash128 keys[KEYS]         # of a member the first half counts: members are compared by name
+    const char* base           # of the texts
+    const char* raw            # its bytes in the stream entry; those of JSON are kept by the core
     Text id
     Text member
     Text order
     Text device
     Text ip
     Text phone
+    Text kind_name
+    Text city_name
+    Text lines                 # MessagePack of the array's items, header excluded
+    # What few events have.
+    Text tags
+    uint64_t tags_mask[MAXIMUM_WORDS]  # set where there are tags
+    Text tier
     int64_t card_until         # 0 where absent
     int64_t immune_until       # 0 where absent
     uint64_t tier_hash         # 0 where absent
-    uint64_t tags_mask[MAXIMUM_WORDS]
-    Text kind_name
-    Text city_name
-    Text tier
-    Text lines                 # MessagePack of the array's items, header excluded
-    Text tags
-    Text raw                   # its bytes in the stream entry; those of JSON are kept by the core
+
+
+cdef inline const char* data_of(const Event* event, const Text* text) noexcept nogil:
+    return event.base + text.at

@@ -57,8 +57,7 @@ def open_engine(
 ) -> Engine:
     """Return a new engine: ``name`` is ``fast`` or ``reference``.
 
-    With ``assisted`` two threads work for the compiled one: they bring in memory ahead of its use, and decode events
-    ahead of their decision. For a worker.
+    With ``assisted`` a thread brings in memory for the compiled one, ahead of its use. For a worker.
 
     Raises ``UsageError`` for any other name, ``CoreMissing`` where the compiled core is not there.
     """
@@ -72,5 +71,5 @@ def open_engine(
         raise CoreMissing(error) from error
     engine = FastEngine(rulebook, secret, slack_days)
     if assisted:
-        engine.start_assistants()
+        engine.start_assistant()
     return engine

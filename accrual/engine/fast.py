@@ -7,8 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import msgspec
 
@@ -40,10 +39,8 @@ __all__ = ["EngineImage", "FastBatch", "FastEngine", "ImageSource"]
 
 # At a million new keys a second the tables grow by some megabytes in this time.
 PREPARE_INTERVAL_S: Final = 0.01
-# To wake a thread takes as long as to decode some hundred events.
-ASSISTED_ENTRIES: Final = 64
-# One may still be encoded while the next is decided.
-KEPT_BATCHES: Final = 2
+# One may be encoded, one decided and one decoded at a time.
+KEPT_BATCHES: Final = 3
 
 _encode = msgspec.msgpack.encode
 
@@ -101,7 +98,10 @@ class ImageSource(Protocol):
 
 
 class FastEngine:
-    """The compiled twin of ``ReferenceEngine``. A batch it returns is valid until the next but one is decided.
+    """The compiled twin of ``ReferenceEngine``. A batch it returns is valid until the next one is made.
+
+    Three threads may decode, decide and encode batches at a time: each batch in this order, and each thread all of them
+    in the order of the stream. Batches of ``decode_reply`` are valid until ``KEPT_BATCHES`` more were made.
 
     ``segment_shift`` is the log2 of the slots in a segment of its tables; tests make it small.
     """
@@ -117,11 +117,13 @@ class FastEngine:
         self._core = Core(secret.key, slack_days, compact_if_plain, split_json, segment_shift)
         self._layouts = Layouts()
         self._moving = threading.Lock()
+        self._deciding = threading.Lock()
         self._image: StateImage | None = None
-        self._calls: SimpleQueue[bool] | None = None
         huge = segment_shift >= DEFAULT_SEGMENT_SHIFT
         self._batches = [Batch(huge) for _ in range(KEPT_BATCHES)]
-        self.decided = 0
+        # Memory that was used a moment ago is still in the cache.
+        self._only_batch = Batch(huge)
+        self.made = 0
         self._adopted = False
         self.rulebook = rulebook
         self.adopt(rulebook)
@@ -154,21 +156,33 @@ class FastEngine:
 
     def decide_entries(self, entries: Sequence[StreamEntry]) -> FastBatch:
         """Decide every event of ``entries``, in order. The entries must not be empty."""
-        batch = self._next_batch()
-        self._core.decide_entries(entries, batch)
-        return FastBatch(self, batch, entries)
+        batch = self._next_batch(entries, self._only_batch, 1)
+        self._core.decode_entries(entries, batch.made)
+        self.decide(batch)
+        return batch
 
     def decide_reply(self, reply: ReplyReader) -> FastBatch:
         """Decide every event of a reply, which must be kept until the batch is done with."""
-        if self._calls is not None and reply.entries >= ASSISTED_ENTRIES:
-            self._calls.put(True)
-        batch = self._next_batch()
-        self._core.decide_reply(reply, batch)
-        return FastBatch(self, batch, reply)
+        batch = self._next_batch(reply, self._only_batch, 1)
+        with self._deciding:
+            self._core.decide_reply(reply, batch.made)
+        return batch.read()
 
-    def _next_batch(self) -> Batch:
-        self.decided += 1
-        return self._batches[self.decided % KEPT_BATCHES]
+    def decode_reply(self, reply: ReplyReader) -> FastBatch:
+        """Decode every event of a reply, which must be kept until the batch is done with. It is still to be decided."""
+        batch = self._next_batch(reply, self._batches[self.made % KEPT_BATCHES], KEPT_BATCHES)
+        self._core.decode_reply(reply, batch.made)
+        return batch
+
+    def decide(self, batch: FastBatch) -> None:
+        """Decide the events of a batch that was decoded."""
+        with self._deciding:
+            self._core.decide(batch.made)
+        batch.read()
+
+    def _next_batch(self, source: Sequence[StreamEntry] | ReplyReader, batch: Batch, kept: int) -> FastBatch:
+        self.made += 1
+        return FastBatch(self, batch, source, self.made + kept)
 
     def image(self) -> EngineImage:
         """Begin an image of the state as it is now, between two batches; it is to be closed before the next one.
@@ -176,7 +190,7 @@ class FastEngine:
         The engine goes on, and another thread writes the image. A rulebook that changes the records ends it.
         """
         self._image = self._core.image()
-        return EngineImage(self._image, self._layouts.description())
+        return EngineImage(self._image, self._layouts.description(), self._deciding)
 
     def restore(self, description: dict[str, Any], source: ImageSource) -> None:
         """Take on the state of an image: ``description`` is its own, ``source`` has its bytes.
@@ -214,15 +228,9 @@ class FastEngine:
         with self._moving:
             self._core.prepare()
 
-    def start_assistants(self) -> None:
-        """Start two threads for as long as the engine lives: one prepares memory, one decodes ahead of decisions."""
-        self._calls = SimpleQueue()
-        for name, target, arguments in (
-            ("memory", _keep_prepared, (weakref.ref(self),)),
-            ("decoding", _keep_decoding, (self._core, self._calls)),
-        ):
-            threading.Thread(target=target, args=arguments, daemon=True, name=name).start()
-        weakref.finalize(self, self._calls.put, False)
+    def start_assistant(self) -> None:
+        """Start a thread that brings in memory ahead of its use, for as long as the engine lives."""
+        threading.Thread(target=_keep_prepared, args=(weakref.ref(self),), daemon=True, name="memory").start()
 
     @property
     def memory_bytes(self) -> int:
@@ -243,16 +251,12 @@ def _keep_prepared(reference: weakref.ref[FastEngine]) -> None:
         time.sleep(PREPARE_INTERVAL_S)
 
 
-def _keep_decoding(core: Core, calls: SimpleQueue[bool]) -> None:
-    while calls.get():
-        core.assist()
-
-
 class EngineImage:
     """The state of an engine at a batch boundary. ``description`` is for ``FastEngine.restore``, beside the bytes."""
 
-    def __init__(self, image: StateImage, layouts: dict[str, Any]) -> None:
+    def __init__(self, image: StateImage, layouts: dict[str, Any], deciding: threading.Lock) -> None:
         self._image = image
+        self._deciding = deciding
         self.description = {"layouts": layouts, "shape": image.description}
 
     def write(self, sink: Callable[[memoryview], object]) -> bool:
@@ -263,8 +267,9 @@ class EngineImage:
         return self._image.write(sink)
 
     def close(self) -> None:
-        """End the image, written or not: for the thread that decides."""
-        self._image.close()
+        """End the image, written or not, between two batches."""
+        with self._deciding:
+            self._image.close()
 
     def discard(self) -> None:
         """Give back what a closed image has kept, which can be gigabytes: for another thread."""
@@ -272,33 +277,50 @@ class EngineImage:
 
 
 class FastBatch:
-    """A batch that the core has decided, read out of its columns. Another thread may encode it."""
+    """A batch of the core, read out of its columns once it is decided."""
 
-    def __init__(self, engine: FastEngine, batch: Batch, source: Sequence[StreamEntry] | ReplyReader) -> None:
+    counts: Counts
+    through: tuple[int, int]
+    outcomes: dict[str, int]
+    points: dict[str, int]
+
+    def __init__(
+        self, engine: FastEngine, batch: Batch, source: Sequence[StreamEntry] | ReplyReader, until: int
+    ) -> None:
         self._engine = engine
-        self._batch_when_made = batch
+        self._batch = batch
         self._source = source
-        self._number = engine.decided
-        stream_entries, events, entries, duplicates = batch.counts
-        self.counts = Counts(stream_entries, events, entries, duplicates, events - entries - duplicates)
-        self.through = batch.through
-        self.outcomes = dict(zip(OUTCOMES, batch.outcomes, strict=True))
-        self.points = dict(zip(OUTCOMES, batch.points, strict=True))
+        self._until = until
 
     @property
-    def _batch(self) -> Batch:
-        if self._engine.decided - self._number >= KEPT_BATCHES:
+    def decoded(self) -> tuple[int, int]:
+        """How many stream entries and events it has, decided or not."""
+        return self._batch.counts[:2]
+
+    def read(self) -> Self:
+        """Take note of what the decided batch has."""
+        stream_entries, events, entries, duplicates = self._batch.counts
+        self.counts = Counts(stream_entries, events, entries, duplicates, events - entries - duplicates)
+        self.through = self._batch.through
+        self.outcomes = dict(zip(OUTCOMES, self._batch.outcomes, strict=True))
+        self.points = dict(zip(OUTCOMES, self._batch.points, strict=True))
+        return self
+
+    @property
+    def made(self) -> Batch:
+        """The core's batch."""
+        if self._engine.made >= self._until:
             raise RuntimeError("the engine has gone on: this batch is no longer there")
-        return self._batch_when_made
+        return self._batch
 
     def encode(self, header: BatchHeader) -> bytes:
         """Return the ledger batch."""
-        return self._batch.encode(header.batch, header.previous, header.after, header.first_seq)
+        return self.made.encode(header.batch, header.previous, header.after, header.first_seq)
 
     @property
     def rejected(self) -> list[RejectedItem]:
         """The dead letters, in order."""
-        return [self._rejected(*letter) for letter in self._batch.dead_letters()] if self.counts.dead_letters else []
+        return [self._rejected(*letter) for letter in self.made.dead_letters()] if self.counts.dead_letters else []
 
     def _rejected(
         self,
@@ -331,7 +353,7 @@ class FastBatch:
         assert isinstance(decoded, EntriesBatch)
         rows = decoded.rows()
         rejected = iter(self.rejected)
-        for _, ms, seq, index, status, event_id in self._batch.statuses():
+        for _, ms, seq, index, status, event_id in self.made.statuses():
             if status == "entry":
                 yield next(rows)[1:]
             elif status == "duplicate":

@@ -48,6 +48,10 @@ class Reader(Protocol):
         """The bytes of a status reply."""
 
     @property
+    def size(self) -> int:
+        """The bytes of the reply; 0 where nobody would decide it elsewhere."""
+
+    @property
     def entries(self) -> int:
         """The number of stream entries."""
 
@@ -62,6 +66,8 @@ class Reader(Protocol):
 
 class PlainReplyReader:
     """Stream entries as Python objects, for the reference engine: slow, and needs nothing compiled of ours."""
+
+    size = 0
 
     def __init__(self) -> None:
         self._buffer = bytearray(BUFFER_BYTES)

@@ -18,12 +18,14 @@ from accrual.stream import (
     stream_id_text,
 )
 
-__all__ = ["BatchSize", "Intake"]
+__all__ = ["SMALL_REPLY_BYTES", "BatchSize", "Intake"]
 
 FIRST_BATCH_ENTRIES: Final = 512
 PLAIN_BATCH_ENTRIES: Final = 512
-# One reply is received while a second is decided and the batch of a third is encoded.
-READERS: Final = 3
+# To hand the events of a smaller reply to other threads takes as long as to decide them.
+SMALL_REPLY_BYTES: Final = 128 * 1024
+# One reply is received while others are decoded, decided and encoded.
+READERS: Final = 4
 
 
 class Intake:
@@ -82,8 +84,7 @@ class BatchSize:
         self._events = settings.batch_events
         self.entries = min(FIRST_BATCH_ENTRIES, self._limit)
 
-    def learn(self, batch: Batch) -> None:
-        """Adapt to what ``batch`` had."""
-        counts = batch.counts
-        target = self._events * counts.stream_entries // max(1, counts.events)
+    def learn(self, stream_entries: int, events: int) -> None:
+        """Adapt to how many events the entries of a reply had."""
+        target = self._events * stream_entries // max(1, events)
         self.entries = max(1, min(self._limit, 2 * self.entries, target))

@@ -1,11 +1,12 @@
-"""The main loop: read, decide, commit. The next entries are asked for before these are decided, and a large batch is
-encoded and digested by another thread while the next one is decided."""
+"""The main loop: read, decide, commit. The next entries are asked for before these are decided, and where many are
+waiting, one batch is decoded while the one before is decided and another one encoded."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from functools import partial
+from typing import Any, Final, cast
 
 import redis
 import redis.asyncio
@@ -13,12 +14,22 @@ import redis.asyncio
 from accrual.engine import Batch, BatchHeader, Engine
 from accrual.errors import RulebookError, StreamError
 from accrual.ledger import RulebookRecord, digest_of
-from accrual.outcomes import RejectedItem
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
-from accrual.stream import Commit, Keys, ReadConnection, Reader, Refused, StreamId, pending_text, refuse
+from accrual.stream import (
+    Checkpoint,
+    Commit,
+    Keys,
+    ReadConnection,
+    Reader,
+    Refused,
+    StreamId,
+    pending_text,
+    refuse,
+)
 from accrual.worker.commits import CommitQueue
-from accrual.worker.intake import BatchSize, Intake
+from accrual.worker.intake import SMALL_REPLY_BYTES, BatchSize, Intake
+from accrual.worker.line import Line
 from accrual.worker.progress import Progress
 from accrual.worker.snapshots import Snapshots
 from accrual.worker.trouble import Trouble
@@ -29,8 +40,6 @@ log = logging.getLogger("accrual.worker")
 
 # How much longer than the server holds a read its answer may take, before the connection is given up.
 REPLY_TIMEOUT_S: Final = 10.0
-# To hand a smaller batch to another thread takes as long as to encode it.
-INLINE_EVENTS: Final = 1024
 
 
 class Pipeline:
@@ -64,8 +73,9 @@ class Pipeline:
         self._progress = progress
         self._size = BatchSize(settings)
         self._trouble = Trouble("read connection", settings.backoff_limit_ms)
-        # The last batch that was decided, until it is in `commits`.
-        self._encoding: asyncio.Task[None] | None = None
+        self._line = Line()
+        # What the last batch that was encoded will leave; the line's, while something is in it.
+        self._ahead = commits.tail
 
     async def run(self, end: StreamId | None) -> None:
         """Read, decide and commit, up to ``end`` or for ever.
@@ -85,10 +95,12 @@ class Pipeline:
                 except (OSError, Refused) as error:
                     await asyncio.sleep(self._trouble.pause_s(error))
         finally:
-            await self._encoded()
+            # What was decided is still to be committed.
+            await self._line.emptied()
+            self._line.close()
 
     async def _read(self, connection: ReadConnection, end: StreamId | None) -> None:
-        await self._encoded()
+        await self._line.emptied()
         position = self._commits.tail.position
         asked = self._ask(connection, position, end)
         while True:
@@ -106,7 +118,7 @@ class Pipeline:
                 await self._memory(reply)
                 await self._decide(reply)
             if self._snapshots.are_due:
-                await self._encoded()
+                await self._line.emptied()
                 self._snapshots.consider(self.engine, self._commits)
             if not asked_next:
                 if end is not None and entries < asked:
@@ -142,7 +154,10 @@ class Pipeline:
         Nothing that a limit still counts is ever given up for room: the input waits on the stream instead.
         """
         limit = self._settings.memory_limit_bytes
-        if not limit or self._fits(reply, limit):
+        if not limit:
+            return
+        await self._line.emptied()
+        if self._fits(reply, limit):
             return
         ms = reply.first[0]
         self.engine.reclaim(self.engine.rulebook.calendar.day(ms))
@@ -162,40 +177,36 @@ class Pipeline:
         return self.engine.memory_bytes + self.engine.headroom_bytes(events) <= limit_bytes
 
     async def _decide(self, reply: Reader) -> None:
-        """Decide a reply, and send the batch off as soon as it is encoded."""
-        batch = self._intake.decide(self.engine, reply)
+        """Decide a reply, or let the line do so, and send the batch off as soon as it is encoded."""
+        if self._line.is_empty and reply.size < SMALL_REPLY_BYTES:
+            batch = self._intake.decide(self.engine, reply)
+            self._size.learn(batch.counts.stream_entries, batch.counts.events)
+            self._append(batch, self._finished(batch))
+            return
+        await self._line.room()
+        engine = cast(Any, self.engine)
+        batch = engine.decode_reply(reply)
+        self._size.learn(*batch.decoded)
+        self._line.put(
+            partial(engine.decide, batch), partial(self._finished, batch), partial(self._append, batch)
+        )
+
+    def _finished(self, batch: Batch) -> Commit:
+        """Encode a batch behind the one that was encoded last."""
+        before = self._ahead
+        value = batch.encode(header_after(before))
+        self._ahead = before.after_entries(digest_of(value), batch.through, batch.counts)
+        return Commit(before, self._ahead, value, tuple(batch.rejected))
+
+    def _append(self, batch: Batch, commit: Commit) -> None:
+        self._commits.append(commit)
         self._progress.decided(batch)
-        self._size.learn(batch)
-        # It names the batch before it.
-        await self._encoded()
-        if batch.counts.events < INLINE_EVENTS:
-            self._append(batch, *_encode(batch, self._header()))
-        else:
-            self._encoding = asyncio.get_running_loop().create_task(self._encode_apart(batch))
-
-    async def _encode_apart(self, batch: Batch) -> None:
-        self._append(batch, *await asyncio.to_thread(_encode, batch, self._header()))
-
-    async def _encoded(self) -> None:
-        """Wait until everything that was decided is in ``commits``."""
-        encoding, self._encoding = self._encoding, None
-        if encoding is not None:
-            await encoding
-
-    def _append(self, batch: Batch, value: bytes, digest: bytes, rejected: tuple[RejectedItem, ...]) -> None:
-        before = self._commits.tail
-        after = before.after_entries(digest, batch.through, batch.counts)
-        self._commits.append(Commit(before, after, value, rejected))
-
-    def _header(self) -> BatchHeader:
-        tail = self._commits.tail
-        return BatchHeader(tail.batch + 1, tail.digest, tail.position, tail.next_seq)
 
     async def _adopt_pending(self) -> None:
         """Adopt the rulebook that waits, between two batches; or refuse it with a reason, which changes nothing."""
         if not self.pending:
             return
-        await self._encoded()
+        await self._line.emptied()
         self.pending = ""
         try:
             sha256, text = await pending_text(self._client, self._keys)
@@ -225,13 +236,13 @@ class Pipeline:
     def record(self) -> None:
         """Write into the ledger which rulebook decides from here on."""
         rulebook, before = self.engine.rulebook, self._commits.tail
-        value = RulebookRecord.of(self._header(), rulebook, self._slack_days).encode()
+        value = RulebookRecord.of(header_after(before), rulebook, self._slack_days).encode()
         after = before.after_rulebook(digest_of(value), rulebook.version, rulebook.digest)
         self._commits.append(Commit(before, after, value, adopts=rulebook.digest))
+        self._ahead = after
         log.info("adopted rulebook=%d name=%s batch=%d", rulebook.version, rulebook.name, after.batch)
 
 
-def _encode(batch: Batch, header: BatchHeader) -> tuple[bytes, bytes, tuple[RejectedItem, ...]]:
-    """Return the ledger batch, its digest and its dead letters."""
-    value = batch.encode(header)
-    return value, digest_of(value), tuple(batch.rejected)
+def header_after(tail: Checkpoint) -> BatchHeader:
+    """Return the header of the batch that comes after ``tail``."""
+    return BatchHeader(tail.batch + 1, tail.digest, tail.position, tail.next_seq)

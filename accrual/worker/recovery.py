@@ -11,7 +11,8 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 import redis
 import redis.asyncio
@@ -22,7 +23,8 @@ from accrual.ledger import Chain, EntriesBatch, Header, Link, RulebookRecord, de
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
 from accrual.stream import Checkpoint, Keys, ReadConnection, Reader, Refused, StreamId, stream_id_text
-from accrual.worker.intake import Intake
+from accrual.worker.intake import SMALL_REPLY_BYTES, Intake
+from accrual.worker.line import Line
 from accrual.worker.snapshots import resume
 from accrual.worker.trouble import Trouble
 
@@ -56,7 +58,7 @@ class Recovery:
         self._link = Link()
         self._zone_rules = ""
         self._looked_for_snapshots = False
-        self._comparing: asyncio.Task[None] | None = None
+        self._line = Line()
 
     async def run(self, committed: Checkpoint) -> Engine:
         """Return the engine as it was after the batch of the ``committed`` checkpoint.
@@ -96,7 +98,7 @@ class Recovery:
                     page.cancel()
                     # Whatever became of it, somebody must have asked.
                     await asyncio.gather(page, return_exceptions=True)
-                    await self._compared()
+                    await self._line.emptied()
             except (OSError, Refused, redis.RedisError) as error:
                 await asyncio.sleep(self._trouble.pause_s(error))
 
@@ -123,6 +125,7 @@ class Recovery:
         self._ask(connection, next(asked, None))
         for value, header in zip(values, headers, strict=True):
             if header.type == "rulebook":
+                await self._line.emptied()
                 self._adopt(value, header)
             else:
                 await self._held(connection, header)
@@ -131,7 +134,7 @@ class Recovery:
                 await asyncio.sleep(0)
                 await self._decide_again(reply, value, header)
             self._link = header.link
-        await self._compared()
+        await self._line.emptied()
 
     def _page(self, after: int, last: int) -> asyncio.Task[list[bytes]]:
         """Begin to read the next few batches behind batch ``after``."""
@@ -177,18 +180,16 @@ class Recovery:
         self.checkpoint = self.checkpoint.after_rulebook(header.digest, record.version, record.sha256)
 
     async def _decide_again(self, reply: Reader, value: bytes, header: Header) -> None:
-        """Decide a batch again; another thread compares it with the committed one while the next is decided."""
-        assert self._engine is not None
-        batch = self._intake.decide(self._engine, reply)
-        await self._compared()
-        self._comparing = asyncio.get_running_loop().create_task(asyncio.to_thread(_compare, batch, value, header))
+        """Decide a batch again, and let the line do so and compare it with the committed one where that pays."""
+        engine = cast(Any, self._engine)
+        if reply.size < SMALL_REPLY_BYTES:
+            await self._line.emptied()
+            _compare(self._intake.decide(engine, reply), value, header)
+        else:
+            await self._line.room()
+            batch = engine.decode_reply(reply)
+            self._line.put(partial(engine.decide, batch), partial(_compare, batch, value, header), _nothing)
         self.checkpoint = self.checkpoint.after_entries(header.digest, header.through, header.counts)
-
-    async def _compared(self) -> None:
-        """Wait until the last batch was found to be as it was committed. Raises ``StateMismatch``."""
-        comparing, self._comparing = self._comparing, None
-        if comparing is not None:
-            await comparing
 
 
 class _Reporter:
@@ -212,6 +213,10 @@ def _recorded(record: RulebookRecord) -> Rulebook:
         return parse(record.text, f"the rulebook of batch {record.batch}")
     except RulebookError as error:
         raise StateMismatch(f"batch {record.batch}: its rulebook is refused here: {error.findings[0]}") from None
+
+
+def _nothing(_: None) -> None:
+    """What is left to do for a batch that was compared."""
 
 
 def _compare(batch: Batch, value: bytes, header: Header) -> None:

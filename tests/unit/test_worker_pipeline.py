@@ -20,7 +20,7 @@ class Reader:
     """Always full replies: as many entries as were asked for."""
 
     def __init__(self) -> None:
-        self.entries = 0
+        self.entries = self.size = 0
         self.first = self.last = (0, 0)
 
 

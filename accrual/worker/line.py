@@ -1,0 +1,78 @@
+"""Batches on their way through three threads: while one is decoded, the one before is decided and the one before that
+is encoded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, TypeVar
+
+__all__ = ["Line"]
+
+# With the one that is decoded these are as many as the engine keeps.
+BATCHES_UNDER_WAY: Final = 2
+
+Finished = TypeVar("Finished")
+
+
+class Line:
+    """What was decoded is decided in a thread of its own, and then finished in another one, all in order.
+
+    Once something has failed, nothing that came after it is finished.
+    """
+
+    def __init__(self) -> None:
+        self._deciding = ThreadPoolExecutor(1, "deciding")
+        self._finishing = ThreadPoolExecutor(1, "finishing")
+        self._under_way: deque[asyncio.Task[None]] = deque()
+        self._failed = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._under_way
+
+    def put(
+        self, decide: Callable[[], None], finish: Callable[[], Finished], then: Callable[[Finished], None]
+    ) -> None:
+        """Let other threads ``decide`` and ``finish`` a batch, and this one do what is to be done ``then``."""
+        finished = self._finishing.submit(self._finish, self._deciding.submit(decide), finish)
+        self._under_way.append(asyncio.get_running_loop().create_task(_land(finished, then)))
+
+    async def room(self) -> None:
+        """Wait until another batch may be decoded. Raises what has failed."""
+        while len(self._under_way) >= BATCHES_UNDER_WAY:
+            await self._first()
+
+    async def emptied(self) -> None:
+        """Wait until nothing is under way. Raises what has failed."""
+        while self._under_way:
+            await self._first()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._deciding.shutdown(wait=False)
+        self._finishing.shutdown(wait=False)
+
+    async def _first(self) -> None:
+        first = self._under_way[0]
+        # Who waits here may be cancelled; what is under way goes on.
+        await asyncio.wait([first])
+        if self._under_way and self._under_way[0] is first:
+            self._under_way.popleft()
+        first.result()
+
+    def _finish(self, decided: Future[None], finish: Callable[[], Finished]) -> Finished:
+        if self._failed:
+            raise RuntimeError("a batch before this one has failed")
+        self._failed = True
+        decided.result()
+        finished = finish()
+        self._failed = False
+        return finished
+
+
+async def _land(finished: Future[Finished], then: Callable[[Finished], None]) -> None:
+    then(await asyncio.wrap_future(finished))
