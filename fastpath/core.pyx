@@ -16,6 +16,7 @@ from fastpath.decide cimport (
     rows_reserve,
     state_free,
     state_init,
+    state_reclaim,
     state_rules_changed,
 )
 from fastpath.decode cimport Hashing, check_batch, decode_event, hashing_adopt, hashing_init, open_batch
@@ -45,7 +46,6 @@ from fastpath.table cimport (
     region_init,
     table_bytes,
     table_prepare,
-    table_reclaim,
     table_relayout,
 )
 from fastpath.types cimport (
@@ -538,10 +538,10 @@ cdef class Core:
             index_table(&self.state.tables[number])
 
     def reclaim(self, int day):
-        """Drop what is expired on the arrival day ``day``, from which arrivals may not go back."""
-        cdef int number
-        for number in range(TABLES):
-            table_reclaim(&self.state.tables[number], day)
+        """Drop what is expired on the arrival day ``day``."""
+        if self.rulebook is None:
+            raise ValueError("no rulebook was adopted")
+        state_reclaim(&self.state, &self.rulebook.rules, day)
 
     def headroom_bytes(self, uint32_t events):
         """Return the most by which ``memory_bytes`` can grow when so many events are decided."""

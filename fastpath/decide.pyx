@@ -38,6 +38,7 @@ from fastpath.table cimport (
     table_free,
     table_init,
     table_insert,
+    table_reclaim,
     tag_of,
     touch,
 )
@@ -88,6 +89,7 @@ cdef enum:
     RECORDS_AHEAD = 5
     MISSED = 1 << 31           # in a member's usual key: the last time it was another one
     MARK_OF_DAY = 2            # added to a day in its slot, so that 0 is an empty slot: no day is before -1
+    OFFLINE_SLACK_DAYS = 31    # from here on arrivals may go back, and only `state_reclaim` forgets
 
 cdef uint32_t CRC_TABLE[256]
 
@@ -136,6 +138,7 @@ cdef int state_init(State* state, int32_t slack_days, uint32_t segment_shift) ex
     cdef int key
     memset(state, 0, sizeof(State))
     state.slack_days = slack_days
+    state.first_day = -1
     sets_reserve(state, INITIAL_SETS)
     table_init(&state.tables[TABLE_IDS], sizeof(IdRecord), 1 + slack_days, segment_shift)
     table_init(&state.tables[TABLE_MEMBERS], MEMBER_BYTES, -1, segment_shift)
@@ -340,6 +343,36 @@ cdef int turn_slot(State* state, const Rules* rules, Case* case, int key, char* 
     else:
         memset(slot, 0, size)
         mark[0] = case.day + MARK_OF_DAY
+    return 0
+
+
+cdef void empty_slots(State* state, const Rules* rules, int key, int32_t first_day) noexcept nogil:
+    """Empty the slots of days before ``first_day``."""
+    cdef Table* table = keyed_table(state, key)
+    cdef uint32_t size = rules.day_bytes[key]
+    cdef uint32_t record
+    cdef char* slot
+    cdef int _i
+    for record in range(table.record_count):
+        slot = record_at(table, record) + rules.day_offset[key]
+        for _i in range(2):
+            if (<int32_t*>slot)[0] and (<int32_t*>slot)[0] - MARK_OF_DAY < first_day:
+                touch(table, record_at(table, record))
+                memset(slot, 0, size)
+            slot += size
+
+
+cdef int state_reclaim(State* state, const Rules* rules, int32_t day) except -1:
+    """Drop what is expired on the arrival day ``day``."""
+    cdef int number
+    for number in range(TABLES):
+        table_reclaim(&state.tables[number], day)
+    # On a stream that is all: nothing asks for the days that are over.
+    if state.slack_days >= OFFLINE_SLACK_DAYS:
+        for number in range(TABLES):
+            state.tables[number].latest_day = 0
+        for number in range(KEYS):
+            empty_slots(state, rules, number, day - 1 - state.slack_days)
     return 0
 
 
@@ -829,8 +862,10 @@ cdef int decide_new(State* state, const Rules* rules, Event* event, uint32_t num
 
 
 cdef void next_day(State* state, const Rules* rules, int64_t arrival_ms, int32_t arrival_day) noexcept nogil:
-    """Take note that arrivals have reached a new business day."""
+    """Take note that arrivals have reached a new business day, where none will be of an earlier one."""
     cdef int i
+    if state.slack_days >= OFFLINE_SLACK_DAYS:
+        return
     state.latest_day = arrival_day
     state.first_day = earliest_day(rules, arrival_ms, arrival_day) - state.slack_days
     for i in range(TABLES):

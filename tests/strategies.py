@@ -23,6 +23,9 @@ MEMBERS = ["m1", "m2", "m3", "会员", "a-member-with-quite-a-long-name-01234567
 # New York's clocks go back on 1 November 2026 at 06:00 UTC; Apia and Lord Howe have odd rules of their own.
 AROUND_MS = [1793491200000, 1794672000000, 1794283200000, 1796054400000]
 
+# Where arrivals that may go anywhere go: days and months apart, and to the ends of time.
+PLACES_MS = [AROUND_MS[1] + days * 86_400_000 for days in (0, 1, 2, 31, 32, 33, 34, 35, 70, 400)] + [1, 2**53 - 1]
+
 decimals = st.one_of(
     st.sampled_from(["1", "2", "1.5", "1.3333", "0.5", "1.07", "1.1"]),
     st.builds(lambda whole, part: f"{whole}.{part:04d}", st.integers(0, 99), st.integers(0, 9999)),
@@ -198,14 +201,18 @@ junk_fields = st.one_of(
 
 
 @st.composite
-def streams(draw: st.DrawFn, longest: int = 40) -> list[StreamEntry]:
-    """Draw the entries of a stream: arrivals never go back, and cross a few midnights."""
+def streams(draw: st.DrawFn, longest: int = 40, *, jumps: bool = False) -> list[StreamEntry]:
+    """Draw the entries of a stream: arrivals never go back, and cross a few midnights. With ``jumps`` they may."""
     arrival_ms = draw(st.sampled_from(AROUND_MS)) + draw(st.integers(-7_200_000, 7_200_000))
     entries: list[StreamEntry] = []
     number = 0
     steps = st.one_of(st.integers(0, 3000), st.integers(0, 90_000), st.integers(0, 30 * 3_600_000))
     for sequence in range(draw(st.integers(1, longest))):
         arrival_ms += draw(steps)
+        if jumps:
+            if draw(st.integers(0, 2)) == 0:
+                arrival_ms = draw(st.sampled_from(PLACES_MS)) + draw(st.integers(0, 7_200_000))
+            arrival_ms = min(arrival_ms, 2**53 - 1)
         if draw(st.integers(0, 19)) == 0:
             entries.append(StreamEntry(arrival_ms, sequence, draw(junk_fields)))
             continue

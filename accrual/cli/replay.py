@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -18,6 +18,7 @@ from accrual.rulebook import load
 __all__ = ["outcome_lines", "replay"]
 
 BATCH_LINES: Final = 4096
+RECLAIM_BATCHES: Final = 64
 READ_BYTES: Final = 1 << 20
 MAXIMUM_LINE_BYTES: Final = 16 << 20
 
@@ -33,24 +34,34 @@ def replay(rulebook_path: str, events_path: str, engine_name: str) -> int:
 
 
 def outcome_lines(engine: Engine, lines: Iterable[bytes | None]) -> Iterator[bytes]:
-    """Decide ``lines`` of JSON in order and yield one line of outcome for each; ``None`` is a line that is too long."""
+    """Decide ``lines`` of JSON in order and yield one line of outcome for each; ``None`` is a line that is too long.
+
+    Memory is bounded: every so many batches, what lies more than the engine's slack before the middle one of the latest
+    arrivals is dropped. The middle one, because a single arrival may be of any time, the engine being right about it.
+    """
     numbered = enumerate(lines, start=1)
-    while batch := list(islice(numbered, BATCH_LINES)):
-        for number, decision in _decide(engine, batch):
-            yield outcome_line(decision, line=number)
+    for turn in count(1):
+        batch = list(islice(numbered, BATCH_LINES))
+        if not batch:
+            return
+        entries, spoiled = _entries(batch)
+        decided = engine.decide_entries(entries).decisions() if entries else iter(())
+        for number, _ in batch:
+            yield outcome_line(spoiled[number] if number in spoiled else next(decided)[1], line=number)
+        if entries and turn % RECLAIM_BATCHES == 0:
+            arrivals = sorted(entry.ms for entry in entries)
+            engine.reclaim(engine.rulebook.calendar.day(arrivals[len(arrivals) // 2]))
 
 
-def _decide(engine: Engine, lines: list[tuple[int, bytes | None]]) -> Iterator[tuple[int, Decision]]:
-    entries = []
-    spoiled: dict[int, DeadLetter] = {}
+def _entries(lines: list[tuple[int, bytes | None]]) -> tuple[list[StreamEntry], dict[int, Decision]]:
+    """Return the stream entries that would have brought the events, and the dead letters of lines that have none."""
+    entries, spoiled = list[StreamEntry](), dict[int, Decision]()
     for number, line in lines:
         try:
             entries.append(_entry(number, line))
         except InvalidEvent as error:
             spoiled[number] = DeadLetter(None, "invalid", str(error))
-    decided = engine.decide_entries(entries).decisions() if entries else iter(())
-    for number, _ in lines:
-        yield number, spoiled[number] if number in spoiled else next(decided)[1]
+    return entries, spoiled
 
 
 def _entry(number: int, line: bytes | None) -> StreamEntry:

@@ -7,9 +7,10 @@ from typing import Final
 
 import msgspec
 
-from accrual.rulebook import MAXIMUM_POINTS, Limit
+from accrual.rulebook import MAXIMUM_POINTS, Limit, Window
 
 __all__ = [
+    "CounterKey",
     "DayMembers",
     "DayTotal",
     "SlidingMembers",
@@ -21,6 +22,9 @@ __all__ = [
 ]
 
 BUCKETS: Final = 8
+
+# The identity of a limit, and what it counts by: a member, device, IP or phone.
+CounterKey = tuple[tuple[str, str, str, Window, int | None], str]
 
 
 class When(msgspec.Struct, frozen=True):
@@ -42,7 +46,6 @@ class SlidingTotal:
     def __init__(self, bucket_ms: int) -> None:
         self.bucket_ms = bucket_ms
         self.latest: int | None = None
-        self.last_day = 0
         self.buckets: defaultdict[int, int] = defaultdict(int)
 
     def _latest_with(self, index: int) -> int:
@@ -65,18 +68,7 @@ class SlidingTotal:
         self.buckets[bucket] = saturated(self.buckets[bucket] + amount)
         for stale in [index for index in self.buckets if index < oldest]:
             del self.buckets[stale]
-        self.last_day = max(self.last_day, when.day)
         return self.read(when)
-
-    def forget_before(self, first_day: int) -> None:
-        """Drop everything if no event from ``first_day`` on can see it: a window is at most a day long."""
-        if self.last_day < first_day - 1:
-            self.buckets.clear()
-
-    @property
-    def is_empty(self) -> bool:
-        """Tell whether the counter is as good as a new one."""
-        return not self.buckets
 
 
 class DayTotal:
@@ -94,15 +86,11 @@ class DayTotal:
         self.totals[when.day] = saturated(self.totals[when.day] + amount)
         return self.totals[when.day]
 
-    def forget_before(self, first_day: int) -> None:
-        """Drop the days before ``first_day``."""
+    def forget_before(self, first_day: int) -> bool:
+        """Drop the days before ``first_day`` and tell whether there are others."""
         for day in [day for day in self.totals if day < first_day]:
             del self.totals[day]
-
-    @property
-    def is_empty(self) -> bool:
-        """Tell whether the counter is as good as a new one."""
-        return not self.totals
+        return bool(self.totals)
 
 
 class SlidingMembers:
@@ -112,7 +100,6 @@ class SlidingMembers:
         self.window_ms = window_ms
         self.maximum = maximum
         self.latest_ms = 0
-        self.last_day = 0
         self.sights: dict[str, int] = {}
 
     def see(self, member: str, when: When) -> int:
@@ -121,18 +108,7 @@ class SlidingMembers:
         self.sights[member] = max(self.sights.get(member, 0), when.time_ms)
         if len(self.sights) > self.maximum + 1:
             del self.sights[min(self.sights, key=self.sights.__getitem__)]
-        self.last_day = max(self.last_day, when.day)
         return sum(1 for sight_ms in self.sights.values() if sight_ms > self.latest_ms - self.window_ms)
-
-    def forget_before(self, first_day: int) -> None:
-        """Drop everything if no event from ``first_day`` on can see it: a window is at most a day long."""
-        if self.last_day < first_day - 1:
-            self.sights.clear()
-
-    @property
-    def is_empty(self) -> bool:
-        """Tell whether the counter is as good as a new one."""
-        return not self.sights
 
 
 class DayMembers:
@@ -149,15 +125,11 @@ class DayMembers:
             members.append(member)
         return len(members)
 
-    def forget_before(self, first_day: int) -> None:
-        """Drop the days before ``first_day``."""
+    def forget_before(self, first_day: int) -> bool:
+        """Drop the days before ``first_day`` and tell whether there are others."""
         for day in [day for day in self.days if day < first_day]:
             del self.days[day]
-
-    @property
-    def is_empty(self) -> bool:
-        """Tell whether the counter is as good as a new one."""
-        return not self.days
+        return bool(self.days)
 
 
 def total_counter(limit: Limit) -> SlidingTotal | DayTotal:

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from accrual.engine.counters import When, members_counter, total_counter
-from accrual.engine.reference import Member, ReferenceEngine, Streak
+from accrual.engine.counters import CounterKey, When, members_counter, total_counter
+from accrual.engine.reference import OFFLINE_SLACK_DAYS, Member, ReferenceEngine, Streak
 from accrual.events import Event
 from accrual.outcomes import Decision, Entry
 from accrual.rulebook import Limit, Rulebook
 
 __all__ = ["LateEngine"]
-
-# How far back late events may go, and counts are kept: any number of days.
-ANY_DAYS: Final = 1 << 40
 
 
 class LateEngine:
@@ -32,7 +29,9 @@ class LateEngine:
     def __init__(self, rulebook: Rulebook) -> None:
         self.limits = tuple(limit for limit in rulebook.limits if limit.window.duration_ms is None)
         self._clamps = {limit.id for limit in self.limits if limit.action == "clamp"}
-        self._engine = ReferenceEngine(msgspec.structs.replace(rulebook, limits=self.limits), slack_days=ANY_DAYS)
+        # Offline an engine forgets nothing by itself, however far back late events go.
+        by_day = msgspec.structs.replace(rulebook, limits=self.limits)
+        self._engine = ReferenceEngine(by_day, slack_days=OFFLINE_SLACK_DAYS)
 
     def member(self, name: str) -> Member:
         """Return what the engine knows of a member, to be told more: state, tier, card, daily counts, once marks."""
@@ -74,11 +73,10 @@ class LateEngine:
         return decision, False
 
     @property
-    def _tables(self) -> tuple[dict[tuple[object, ...], Any], ...]:
-        # The engine replaces them now and then.
+    def _tables(self) -> tuple[dict[CounterKey, Any], ...]:
         return self._engine.totals, self._engine.sights
 
-    def _counters(self, event: Event) -> list[tuple[int, tuple[object, ...], Any]]:
+    def _counters(self, event: Event) -> list[tuple[int, CounterKey, Any]]:
         """Return copies of the counters that the event may change, each with its table and key; ``None`` for none."""
         keys = [(limit.identity, getattr(event, limit.key)) for limit in self.limits]
         tables = enumerate(self._tables)

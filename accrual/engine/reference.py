@@ -15,6 +15,7 @@ import msgspec
 
 from accrual.engine.batch import PlainBatch, items_of_entry
 from accrual.engine.counters import (
+    CounterKey,
     DayMembers,
     DayTotal,
     SlidingMembers,
@@ -100,8 +101,8 @@ class ReferenceEngine:
 
     ``secret`` keys the fingerprints that entries carry; it takes no part in any decision. Ids, daily totals and windows
     are kept ``slack_days`` longer than the day of arrival and the next one. One day is what the vectors need, and what
-    keeps an event whose tolerated future ``ts`` lies past midnight from counting twice; offline, where arrivals may go
-    back in time, it is also how far back they may go.
+    keeps an event whose tolerated future ``ts`` lies past midnight from counting twice. From ``OFFLINE_SLACK_DAYS`` on
+    arrivals may go back in time, by any number of days: then nothing is forgotten before ``reclaim`` says so.
     """
 
     def __init__(self, rulebook: Rulebook, secret: Secret = NO_SECRET, slack_days: int = OFFLINE_SLACK_DAYS) -> None:
@@ -110,8 +111,10 @@ class ReferenceEngine:
         self.members: defaultdict[str, Member] = defaultdict(Member)
         self.decided: dict[str, tuple[Event, int]] = {}
         self.latest_arrival_day = 0
-        self.totals: dict[tuple[object, ...], TotalCounter] = {}
-        self.sights: dict[tuple[object, ...], MembersCounter] = {}
+        self.totals: dict[CounterKey, TotalCounter] = {}
+        self.sights: dict[CounterKey, MembersCounter] = {}
+        # The latest business day on which limits counted by a device, IP or phone.
+        self.last_days: dict[tuple[str, str], int] = {}
         self.rulebook = rulebook
         self.adopt(rulebook)
 
@@ -139,7 +142,25 @@ class ReferenceEngine:
 
     def reclaim(self, day: int) -> None:
         """Drop what no event that arrives on the business day ``day`` or later can need."""
-        self._forget_before(day)
+        first_day = day - 1 - self.slack_days
+        self.decided = {name: kept for name, kept in self.decided.items() if kept[1] >= first_day}
+        for member in self.members.values():
+            for key in [key for key in member.daily if key[1] < first_day]:
+                del member.daily[key]
+        self.totals = {key: kept for key, kept in self.totals.items() if self._is_needed(key, kept, first_day)}
+        self.sights = {key: kept for key, kept in self.sights.items() if self._is_needed(key, kept, first_day)}
+        for place in [place for place, last_day in self.last_days.items() if last_day < first_day - 1]:
+            del self.last_days[place]
+
+    def _is_needed(self, key: CounterKey, counter: TotalCounter | MembersCounter, first_day: int) -> bool:
+        """Tell whether events from ``first_day`` on can see a counter, and drop the days of it that they cannot.
+
+        A window is at most a day long. Those by member stay, like all that is known of members.
+        """
+        if isinstance(counter, DayTotal | DayMembers):
+            return counter.forget_before(first_day)
+        (_, key_name, *_), value = key
+        return key_name == "member" or self.last_days[key_name, value] >= first_day - 1
 
     def decide_entries(self, entries: Sequence[StreamEntry]) -> PlainBatch:
         """Decide every event of ``entries``, in order. The entries must not be empty."""
@@ -162,7 +183,9 @@ class ReferenceEngine:
     def decide(self, event: Event, arrival_ms: int) -> Decision:
         """Decide a valid ``event`` that arrived at ``arrival_ms``: steps 2 to 12."""
         day, arrival_day = self.calendar.day(min(event.ts, arrival_ms)), self.calendar.day(arrival_ms)
-        self._forget_before(arrival_day)
+        if arrival_day > self.latest_arrival_day and self.slack_days < OFFLINE_SLACK_DAYS:
+            self.latest_arrival_day = arrival_day
+            self.reclaim(arrival_day)
         earlier = self._remembered(event.id, arrival_day)
         if earlier is not None:
             if earlier == event:
@@ -184,21 +207,6 @@ class ReferenceEngine:
         if earlier is None or arrival_day > earlier[1] + 1 + self.slack_days:
             return None
         return earlier[0]
-
-    def _forget_before(self, arrival_day: int) -> None:
-        """Drop, once a business day, what no later event can ask for."""
-        if arrival_day <= self.latest_arrival_day:
-            return
-        self.latest_arrival_day = arrival_day
-        first_day = arrival_day - 1 - self.slack_days
-        self.decided = {name: kept for name, kept in self.decided.items() if kept[1] >= first_day}
-        for member in self.members.values():
-            for key in [key for key in member.daily if key[1] < first_day]:
-                del member.daily[key]
-        for counter in (*self.totals.values(), *self.sights.values()):
-            counter.forget_before(first_day)
-        self.totals = {key: counter for key, counter in self.totals.items() if not counter.is_empty}
-        self.sights = {key: counter for key, counter in self.sights.items() if not counter.is_empty}
 
     def _decide_new(
         self, event: Event, rule: EarningRule | None, arrival_ms: int, day: int, arrival_day: int
@@ -251,6 +259,8 @@ class ReferenceEngine:
 
         tripped = Tripped()
         limits = [limit for limit in self.rulebook.limits if limit.applies_to(event.kind) and getattr(event, limit.key)]
+        for place in {(limit.key, getattr(event, limit.key)) for limit in limits if limit.key != "member"}:
+            self.last_days[place] = max(self.last_days.get(place, when.day), when.day)
         self._count(event, limits, when, tripped)
         points = uncapped
         if "reject" not in tripped.actions:

@@ -162,7 +162,7 @@ def _check_integer(value: object, name: str, low: int, high: int) -> int:
     if type(value) is not int:
         _refuse(name, f"must be an integer, not {type(value).__name__}")
     if not low <= value <= high:
-        _refuse(name, f"{value} is outside {low}..{high}")
+        _refuse(name, f"{value if value.bit_length() <= 64 else 'an integer beyond 64 bits'} is outside {low}..{high}")
     return value
 
 

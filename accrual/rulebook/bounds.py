@@ -63,7 +63,10 @@ def _product_finding(rulebook: Rulebook, base: Fraction, scale: int, campaigns: 
     else:
         denominator = math.lcm(*(value.denominator for value in multipliers))
         if rulebook.stacking == "add":
-            largest = 1 + sum((abs(value - 1) for value in multipliers), Fraction(0))
+            # Those above 1 together give the largest sum, those below it the smallest.
+            above = sum((value - 1 for value in multipliers if value > 1), Fraction(0))
+            below = sum((1 - value for value in multipliers if value < 1), Fraction(0))
+            largest = max(1 + above, below - 1)
         else:
             largest = max([*multipliers, Fraction(1)])
         numerator = math.ceil(largest * denominator)

@@ -31,7 +31,8 @@ _DAILY_SAMPLES_END_MS: Final = (date(2040, 1, 1).toordinal() - _EPOCH_ORDINAL) *
 
 @functools.cache
 def _zone_names() -> frozenset[str]:
-    return frozenset(importlib.resources.files("tzdata").joinpath("zones").read_text().split())
+    # `Factory` is the zone of a machine that has not been given one.
+    return frozenset(importlib.resources.files("tzdata").joinpath("zones").read_text().split()) - {"Factory"}
 
 
 def is_zone(name: str) -> bool:

@@ -51,7 +51,7 @@ def parse(text: str, name: str = "rulebook") -> Rulebook:
     try:
         document = tomllib.loads(text.replace("\r\n", "\n"))
     except (ValueError, RecursionError) as error:
-        raise RulebookError([f"{name}: is not valid TOML: {error}"]) from None
+        raise RulebookError([f"{name}{_line_in(str(error), text)}: is not valid TOML: {error}"]) from None
     findings = Findings(name, LineIndex(text))
     rulebook = _rulebook(Table(document, (), findings), text)
     if rulebook is not None and not findings.lines:
@@ -61,6 +61,13 @@ def parse(text: str, name: str = "rulebook") -> Rulebook:
     if rulebook is None or findings.lines:
         raise RulebookError(findings.lines)
     return rulebook
+
+
+def _line_in(error: str, text: str) -> str:
+    """Return the line that an error of ``tomllib`` names, as findings give it; empty where it names none."""
+    if found := re.search(r"\(at line (\d+), column \d+\)$", error):
+        return f":{found[1]}"
+    return f":{text.rstrip().count(chr(10)) + 1}" if error.endswith("(at end of document)") else ""
 
 
 class Findings:

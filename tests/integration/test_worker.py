@@ -279,6 +279,28 @@ def test_drains_follow_one_another(server: Server, rulebook: Path) -> None:
     check(server)
 
 
+def test_what_was_decided_is_decided_alike_in_a_deeper_stack(valkey: Server, rulebook: Path) -> None:
+    """Whether an event that nests is valid is a property of its bytes."""
+
+    def nested(depth: int) -> bytes:
+        return msgspec.json.encode(order(depth))[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
+
+    def drain_below(frames: int) -> None:
+        if frames:
+            drain_below(frames - 1)
+        else:
+            drain(valkey, rulebook)
+
+    depths = [1, 30, 31, 32, 300, 600, 800, 950, 5000]
+    entries = [(f"{NOON_MS + number}-0", {"j": nested(depth)}) for number, depth in enumerate(depths)]
+    batch = b"[" + b",".join(nested(depth) for depth in depths) + b"]"
+    fill(valkey.client(), "p", [*entries, (f"{NOON_MS + 100}-0", {"j": batch})])
+    drain(valkey, rulebook)
+    assert checkpoint_of(valkey.client(), "p").entries == 3
+    drain_below(400)
+    check(valkey)
+
+
 def test_a_drain_ends_where_the_stream_ended_when_it_started(server: Server, rulebook: Path) -> None:
     """Entries keep coming while it drains; it does not run after them."""
     client = server.client()

@@ -92,6 +92,55 @@ def test_any_bytes(encoding: bytes, value: bytes) -> None:
     agree(((encoding, value),))
 
 
+json_leaves = st.sampled_from(
+    [
+        b"1",
+        b"-0",
+        b"1.5",
+        b"1e999",
+        b"9" * 700,
+        b'"a"',
+        b'"[{,"',
+        rb'"\\\""',
+        rb'"\ud800"',
+        rb'"\ud83d\ude00"',
+        b" null\n",
+    ]
+)
+json_values = st.recursive(
+    json_leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: b"[" + b",".join(items) + b"]"),
+        st.lists(st.tuples(json_leaves.filter(lambda leaf: leaf[0] == 34), inner), max_size=2).map(
+            lambda pairs: b"{" + b",".join(name + b":" + value for name, value in pairs) + b"}"
+        ),
+        st.tuples(st.integers(25, 40), inner).map(lambda deep: b"[" * deep[0] + deep[1] + b"]" * deep[0]),
+    ),
+    max_leaves=6,
+)
+json_fields = st.sampled_from([b"id", b"kind", b"amount", b"city", b"lines", b"tags", b"tier", b"x", b"at", rb"\ud800"])
+
+
+@given(
+    st.lists(st.one_of(json_values, st.lists(st.tuples(json_fields, json_values), max_size=2)), min_size=1, max_size=4)
+)
+def test_a_json_batch_is_its_items(items: list[bytes | list[tuple[bytes, bytes]]]) -> None:
+    """Whatever an item is, if only it is JSON: what is decided on it is what is decided on it alone."""
+    start = b'{"id":"e%d","kind":"order_paid","member":"m1","ts":%d,"amount":300'
+    encoded = [
+        item.strip()
+        if isinstance(item, bytes)
+        else start % (number, ARRIVAL_MS) + b"".join(b',"' + name + b'":' + value for name, value in item) + b"}"
+        for number, item in enumerate(items)
+    ]
+    batch = StreamEntry(ARRIVAL_MS, 1, ((b"j", b"[" + b" , ".join(encoded) + b"]"),))
+    alone = [StreamEntry(ARRIVAL_MS, 1, ((b"j", b"[" + item + b"]"),)) for item in encoded]
+    agree(batch.fields)
+    decided = list(ReferenceEngine(RULEBOOK).decide_entries([batch]).decisions())
+    one_by_one = list(ReferenceEngine(RULEBOOK).decide_entries(alone).decisions())
+    assert [decision for _, decision in decided] == [decision for _, decision in one_by_one]
+
+
 @given(st.data())
 def test_damaged_events(data: st.DataObject) -> None:
     damaged = bytearray(GOOD)

@@ -1,17 +1,21 @@
-"""Business days at their edges: both engines keep the totals of every day that an event can still be of."""
+"""Business days at their edges: both engines keep what is counted of every day that an event can still be of."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import pytest
 
-from accrual.engine import ReferenceEngine, Secret, StreamEntry
+from accrual.cli import replay
+from accrual.engine import OFFLINE_SLACK_DAYS, Engine, ReferenceEngine, Secret, StreamEntry
 from accrual.engine.fast import FastEngine
 from accrual.errors import RulebookError
-from accrual.events import Event, encode_compact
+from accrual.events import MAXIMUM_TIME_MS, Event, encode_compact
 from accrual.rulebook import parse
+from accrual.rulebook.calendar import DAY_MS
+from workers import NOON_MS
 
 SECRET = Secret(bytes(range(16)))
 RULEBOOK = """
@@ -68,3 +72,86 @@ def test_a_programme_keeps_its_time_zone(engine: type[ReferenceEngine | FastEngi
         running.adopt(parse(RULEBOOK.replace("America/St_Johns", "Asia/Shanghai")))
     assert running.rulebook == rulebook
     running.adopt(msgspec.structs.replace(rulebook, version=2))
+
+
+EVERYTHING = """
+[programme]
+name = "everything that is counted"
+version = 1
+timezone = "Asia/Shanghai"
+
+[[earn]]
+kind = "vote"
+points = 1
+
+[[earn]]
+kind = "checkin"
+points = 5
+max_per_day = 1
+""" + "".join(
+    f"""
+[[limit]]
+id = "{measure}-{window}-{key}"
+key = "{key}"
+measure = "{measure}"
+window = "{window}"
+max = 1
+action = "hold"
+kinds = ["vote"]
+"""
+    for measure in ("events", "members", "points")
+    for window in ("1h", "day")
+    for key in ("member", "device")
+)
+
+
+def line(event_id: str, ms: int, kind: str = "vote", member: str = "m1", device: str = "d1") -> bytes:
+    event = {"id": event_id, "kind": kind, "member": member, "ts": ms, "device": device}
+    return msgspec.json.encode(event)
+
+
+def outcomes(lines: list[bytes], engine: Engine | None = None) -> list[dict[str, Any]]:
+    """Return what both engines say of the lines of a file, and look into ``engine`` afterwards."""
+    rulebook = parse(EVERYTHING)
+    said = list(replay.outcome_lines(engine or FastEngine(rulebook, SECRET, OFFLINE_SLACK_DAYS, 3), lines))
+    assert said == list(replay.outcome_lines(ReferenceEngine(rulebook, SECRET, OFFLINE_SLACK_DAYS), lines))
+    return [msgspec.json.decode(text) for text in said]
+
+
+@pytest.mark.parametrize("jump_ms", [32 * DAY_MS, 33 * DAY_MS, 34 * DAY_MS, 35 * DAY_MS, 4000 * DAY_MS, None])
+@pytest.mark.parametrize("strangers", [1, 100])
+def test_an_arrival_far_ahead_takes_nothing_from_those_around_it(jump_ms: int | None, strangers: int) -> None:
+    far_ms = MAXIMUM_TIME_MS - 1000 if jump_ms is None else NOON_MS + jump_ms
+    before = [line("a", NOON_MS), line("b", NOON_MS, "checkin"), line("c", NOON_MS - DAY_MS, "checkin")]
+    between = [line(f"x{i}", far_ms + i, ("vote", "dance")[i % 2], f"x{i}", f"x{i}") for i in range(strangers)]
+    # Other days of the same member and device, for which the days before are put aside.
+    between += [line(f"y{day}", NOON_MS + day * DAY_MS) for day in (-2, 2, 3)]
+    after = [line("a", NOON_MS), line("a", NOON_MS + 1), line("d", NOON_MS, "checkin")]
+    after += [line("e", NOON_MS - DAY_MS, "checkin"), line("f", NOON_MS + 1), line("g", NOON_MS + 2, member="m2")]
+    same, other, *later = outcomes([*before, *between, *after])[-6:]
+    assert (same["outcome"], other["reason"]) == ("duplicate", "id_conflict")
+    # What comes behind the window of its key counts in the window's oldest part.
+    by_day = ["events-day-device", "points-day-device"]
+    sliding = ["events-1h-device", "points-1h-device"]
+    by_member = [name.replace("device", "member") for name in (*by_day, *sliding)]
+    assert [sorted(outcome["reasons"]) for outcome in later] == [
+        ["max_per_day"],
+        ["max_per_day"],
+        sorted([*by_day, *sliding, *by_member]),
+        sorted([*by_day, *sliding, "members-day-device"]),
+    ]
+
+
+def test_a_file_of_any_length_is_replayed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "BATCH_LINES", 20)
+    monkeypatch.setattr(replay, "RECLAIM_BATCHES", 2)
+    lines = []
+    for number in range(1000):
+        # Two events a day, each told twice; now and then one that is far from all others.
+        event, day = number // 2, number // 4
+        ms = {7: 1, 113: MAXIMUM_TIME_MS}.get(number % 200, NOON_MS + day * DAY_MS)
+        lines.append(line(f"e{event}", ms, member=f"m{event % 3}", device=f"d{event}"))
+    engine = FastEngine(parse(EVERYTHING), SECRET, OFFLINE_SLACK_DAYS, 3)
+    said = outcomes(lines, engine)
+    assert sum(outcome["outcome"] == "duplicate" for outcome in said) == 490
+    assert all(size < 150 for size in engine.sizes.values()), engine.sizes

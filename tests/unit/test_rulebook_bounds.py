@@ -126,6 +126,25 @@ def test_sums_and_maxima_do_not_grow(stacking: str) -> None:
     assert outcome["points"] == (10_256_000_000 if stacking == "add" else 10_001_000_000)
 
 
+def test_what_raises_a_sum_and_what_lowers_it_do_not_add_up() -> None:
+    rule = f'[[earn]]\nkind = "checkin"\npoints = {2**62}\n'
+    for multipliers, allowed in [
+        (["1.9", "0.1"], True),
+        (["1.9", "1.1", "0.1"], False),
+        (["0.0001"] * 3, True),
+        (["0.0001"] * 4, False),
+    ]:
+        text = programme("add") + rule + campaigns(multipliers, 'kinds = ["checkin"]\ntags = ["t{}"]')
+        if not allowed:
+            assert finding(text).endswith("beyond 2^63 - 1")
+            continue
+        for chosen in ([], [0], [1], list(range(len(multipliers)))):
+            tags = [f"t{number}" for number in chosen]
+            [outcome] = decide(parse(text), [{"kind": "checkin", "member": "m1", "ts": START_MS, "tags": tags}])
+            factor = 1 + sum(Fraction(multipliers[number]) - 1 for number in chosen)
+            assert outcome["uncapped"] == math.floor(2**62 * factor)
+
+
 def test_wide_products_are_exact() -> None:
     """Base and numerator above 64 bits each: the product is computed in 256."""
     multipliers = ["1.0001", "1.0003", "2.0007", "1.9999", "0.9973", "3.3331", "1.2347"]

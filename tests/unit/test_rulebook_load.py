@@ -149,6 +149,7 @@ PROGRAMME_VALUES = {
     "timezone": [
         ('"Asia/Peking"', "'Asia/Peking' is not an IANA time zone"),
         ('"../UTC"', "'../UTC' is not an IANA time zone"),
+        ('"Factory"', "'Factory' is not an IANA time zone"),
         ("8", "8 is not an IANA time zone"),
     ],
     "stacking": [('"sum"', "must be one of multiply, add, max"), ("[]", "must be one of multiply, add, max")],
@@ -411,19 +412,21 @@ def test_too_many_tables(what: str, table: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "place"),
     [
-        "[programme",
-        "version = 1\nversion = 2\n",
-        "from = 2026-02-30\n",
-        "a = " + "[" * 3000,
-        "\ufeff" + PROGRAMME,
-        "a = 1\r",
+        ("[programme", ":1"),
+        ("version = 1\nversion = 2\n", ":2"),
+        ("version = 1\r\n\r\nversion = = 2\r\n", ":3"),
+        ("from = 2026-02-30\n", ":1"),
+        ('a = 1\nb = """\n\n', ":2"),
+        ("a = " + "[" * 3000, ""),
+        ("\ufeff" + PROGRAMME, ":1"),
+        ("a = 1\r", ":1"),
     ],
 )
-def test_not_toml(text: str) -> None:
+def test_not_toml(text: str, place: str) -> None:
     [finding] = findings(text)
-    assert finding.startswith("shop.toml: is not valid TOML: ")
+    assert finding.startswith(f"shop.toml{place}: is not valid TOML: ")
 
 
 def test_not_utf8(tmp_path: Path) -> None:
