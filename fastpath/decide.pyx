@@ -352,14 +352,13 @@ cdef void empty_slots(State* state, const Rules* rules, int key, int32_t first_d
     cdef uint32_t size = rules.day_bytes[key]
     cdef uint32_t record
     cdef char* slot
-    cdef int _i
+    cdef int parity
     for record in range(table.record_count):
-        slot = record_at(table, record) + rules.day_offset[key]
-        for _i in range(2):
+        for parity in range(2):
+            slot = record_at(table, record) + rules.day_offsets[parity][key]
             if (<int32_t*>slot)[0] and (<int32_t*>slot)[0] - MARK_OF_DAY < first_day:
                 touch(table, record_at(table, record))
                 memset(slot, 0, size)
-            slot += size
 
 
 cdef int state_reclaim(State* state, const Rules* rules, int32_t day) except -1:
