@@ -20,14 +20,14 @@ Finished = TypeVar("Finished")
 class Line:
     """What was decoded is decided in a thread of its own, and then finished in another one, all in order.
 
-    Once something has failed, nothing that came after it is finished.
+    Once something has failed, nothing that came after it is finished: it fails with the same exception.
     """
 
     def __init__(self) -> None:
         self._deciding = ThreadPoolExecutor(1, "deciding")
         self._finishing = ThreadPoolExecutor(1, "finishing")
         self._under_way: deque[asyncio.Task[None]] = deque()
-        self._failed = False
+        self._failure: BaseException | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -65,13 +65,14 @@ class Line:
         first.result()
 
     def _finish(self, decided: Future[None], finish: Callable[[], Finished]) -> Finished:
-        if self._failed:
-            raise RuntimeError("a batch before this one has failed")
-        self._failed = True
-        decided.result()
-        finished = finish()
-        self._failed = False
-        return finished
+        if self._failure is not None:
+            raise self._failure
+        try:
+            decided.result()
+            return finish()
+        except BaseException as failure:
+            self._failure = failure
+            raise
 
 
 async def _land(finished: Future[Finished], then: Callable[[Finished], None]) -> None:
