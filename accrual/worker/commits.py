@@ -63,6 +63,7 @@ class CommitQueue:
         self._nonce = nonce
         self._limit_batches = settings.in_flight_batches
         self._limit_bytes = settings.in_flight_bytes
+        self._patience_s = settings.reply_timeout_ms / 1000
         self._progress = progress
         self._away = Trouble("commit connection", settings.backoff_limit_ms)
         self._refused = Trouble("commit", settings.backoff_limit_ms)
@@ -102,7 +103,7 @@ class CommitQueue:
         """Keep a connection and land what is appended. Raises what cannot be mended."""
         while True:
             try:
-                connection = await self._server.connect(CommandConnection)
+                connection = await self._server.connect(lambda: CommandConnection(self._patience_s))
                 try:
                     await self._resume(connection)
                     self._away.over()

@@ -29,15 +29,17 @@ class Intake:
     The reply is decided where it was received: no event of it becomes an object, unless the engine is the plain one.
     """
 
-    def __init__(self, server: StreamServer, keys: Keys, engine_name: str) -> None:
-        self.reader = open_reader(engine_name)
+    def __init__(self, server: StreamServer, keys: Keys, settings: Settings) -> None:
+        self.reader = open_reader(settings.engine)
         self._server = server
         self._keys = keys
+        # The server holds a read that finds nothing.
+        self._patience_s = (settings.block_ms + settings.reply_timeout_ms) / 1000
 
     async def connect(self) -> ReadConnection:
         """Open the connection; what an earlier one had brought is forgotten."""
         self.reader.abandon()
-        return await self._server.connect(lambda: ReadConnection(self.reader))
+        return await self._server.connect(lambda: ReadConnection(self.reader, self._patience_s))
 
     def read_after(self, position: StreamId, entries: int, block_ms: int) -> bytes:
         """Return the command that waits up to ``block_ms`` for entries after ``position``."""

@@ -25,8 +25,6 @@ __all__ = ["Pipeline"]
 
 log = logging.getLogger("accrual.worker")
 
-# How much longer than the server holds a read its answer may take, before the connection is given up.
-REPLY_TIMEOUT_S: Final = 10.0
 # To hand a smaller batch to another thread takes longer than to digest it.
 INLINE_DIGEST_BYTES: Final = 128 * 1024
 
@@ -117,8 +115,7 @@ class Pipeline:
     async def _reply(self, connection: ReadConnection) -> None:
         """Wait until the reader holds a reply with entries, or without."""
         reader = self._intake.reader
-        async with asyncio.timeout(self._settings.block_ms / 1000 + REPLY_TIMEOUT_S):
-            kind = await connection.reply()
+        kind = await connection.reply()
         if kind == "error":
             raise Refused(reader.error)
         if kind == "status":

@@ -57,7 +57,7 @@ class Worker:
         self._drain = drain
         self._keys = Keys(settings.partition)
         self._server = StreamServer(settings.redis)
-        self._intake = Intake(self._server, self._keys, settings.engine)
+        self._intake = Intake(self._server, self._keys, settings)
         self._client = self._server.async_client()
         self._ownership = Ownership(self._client, self._keys, settings.lease_ms)
         self._progress = Progress(live_stream(settings.progress))

@@ -118,7 +118,7 @@ class LocalIntake(Intake):
     """An intake whose connections lead to a partition in memory."""
 
     def __init__(self, partition: Partition) -> None:
-        super().__init__(cast(StreamServer, None), KEYS, "fast")
+        super().__init__(cast(StreamServer, None), KEYS, Settings())
         self._partition = partition
 
     async def connect(self) -> ReadConnection:
