@@ -5,6 +5,7 @@
 worker      owns the partition, recovers, works, gives it up
 recovery    from the ledger back to a living engine
 pipeline    the main loop: read, decide, commit
+memory      what the state may take
 intake      from the events stream to decided batches
 commits     batches on their way to the server
 progress    what it tells of itself

@@ -10,13 +10,14 @@ import redis
 import redis.asyncio
 
 from accrual.engine import BatchHeader, Engine
-from accrual.errors import RulebookError, StreamError
+from accrual.errors import MemoryLimitReached, RulebookError, StreamError
 from accrual.ledger import RulebookRecord, digest_of
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
 from accrual.stream import Commit, Keys, ReadConnection, Refused, StreamId, pending_text, refuse
 from accrual.worker.commits import CommitQueue
 from accrual.worker.intake import BatchSize, Intake
+from accrual.worker.memory import MemoryLimit
 from accrual.worker.progress import Progress
 from accrual.worker.snapshots import Snapshots
 from accrual.worker.trouble import Trouble
@@ -59,6 +60,8 @@ class Pipeline:
         self._snapshots = snapshots
         self._progress = progress
         self._size = BatchSize(settings)
+        self._limit = MemoryLimit(settings.memory_limit_bytes)
+        self._delayed = b""
         self._trouble = Trouble("read connection", settings.backoff_limit_ms)
 
     async def run(self, end: StreamId | None) -> None:
@@ -123,29 +126,11 @@ class Pipeline:
         self._trouble.over()
 
     async def _memory(self) -> None:
-        """Wait until the state may grow by what the reply at hand can need.
-
-        Nothing that a limit still counts is ever given up for room: the input waits on the stream instead.
-        """
-        limit = self._settings.memory_limit_bytes
-        if not limit or self._fits(limit):
-            return
-        ms = self._intake.reader.first[0]
-        self.engine.reclaim(self.engine.rulebook.calendar.day(ms))
-        if self._fits(limit):
-            return
-        log.error(
-            "memory limit reached: memory_bytes=%d limit_bytes=%d: no more input is taken; give it more "
-            "(memory_limit_bytes) and start again",
-            *(self.engine.memory_bytes, limit),
-        )
-        self._progress.trouble = "MEMORY LIMIT REACHED, no input is taken"
-        # Nothing but a restart with another limit, or the end, ends this; heartbeats and commits go on meanwhile.
-        await asyncio.Event().wait()
-
-    def _fits(self, limit_bytes: int) -> bool:
-        events = max(self._settings.batch_events, self._intake.reader.entries)
-        return self.engine.memory_bytes + self.engine.headroom_bytes(events) <= limit_bytes
+        """Go on where the state may grow by what the reply at hand can need; otherwise the input waits."""
+        try:
+            await self._limit.make_room(self.engine, self._intake.reader)
+        except MemoryLimitReached as error:
+            await self._progress.stand_still(error)
 
     async def _decide(self) -> None:
         """Decide the reply at hand and send the batch off."""
@@ -173,7 +158,7 @@ class Pipeline:
             if not sha256 or sha256 == self._commits.tail.rulebook_sha256.hex():
                 return
             try:
-                self.adopt(self._acceptable(text))
+                await self.adopt(self._acceptable(text))
             except RulebookError as error:
                 log.warning("rulebook refused: %s", "; ".join(error.findings))
                 await refuse(self._client, self._keys, sha256, "\n".join(error.findings))
@@ -188,9 +173,18 @@ class Pipeline:
             raise RulebookError([f"version {rulebook.version} is not above {in_force}, which is in force"])
         return rulebook
 
-    def adopt(self, rulebook: Rulebook) -> None:
-        """Decide by ``rulebook`` from the next event on."""
-        self.engine.adopt(rulebook)
+    async def adopt(self, rulebook: Rulebook) -> None:
+        """Decide by ``rulebook`` from the next event on; not yet, where there is no memory to move the records."""
+        try:
+            self._limit.check_adoption(self.engine, rulebook)
+        except MemoryLimitReached as error:
+            # It stays pending, or is given again at the next start, and the work goes on without it.
+            if self._delayed != rulebook.digest:
+                log.warning("%s", error)
+                self._delayed = rulebook.digest
+            return
+        # To move millions of records takes longer than a lease may go without being renewed.
+        await asyncio.to_thread(self.engine.adopt, rulebook)
         self.record()
 
     def record(self) -> None:

@@ -23,6 +23,7 @@ from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
 from accrual.stream import Checkpoint, Keys, ReadConnection, Refused, StreamId, stream_id_text
 from accrual.worker.intake import Intake
+from accrual.worker.memory import MemoryLimit
 from accrual.worker.snapshots import resume
 from accrual.worker.trouble import Trouble
 
@@ -51,6 +52,7 @@ class Recovery:
         self._intake = intake
         self._secret = secret
         self._settings = settings
+        self._limit = MemoryLimit(settings.memory_limit_bytes)
         self._trouble = Trouble("recovery", settings.backoff_limit_ms)
         self._engine: Engine | None = None
         self._link = Link()
@@ -61,7 +63,7 @@ class Recovery:
         """Return the engine as it was after the batch of the ``committed`` checkpoint.
 
         Raises ``StateMismatch`` where a batch comes out differently or the chain does not end there, ``LedgerError``
-        where it is broken, ``StreamTrimmed`` where events are missing.
+        where it is broken, ``StreamTrimmed`` where events are missing, ``MemoryLimitReached`` where it has no room.
         """
         started_s = time.monotonic()
         await self.follow(committed)
@@ -121,12 +123,12 @@ class Recovery:
         self._ask(connection, next(asked, None))
         for value, header in zip(values, headers, strict=True):
             if header.type == "rulebook":
-                self._adopt(value, header)
+                await self._adopt(value, header)
             else:
                 await self._held(connection, header)
                 self._ask(connection, next(asked, None))
                 await asyncio.sleep(0)
-                self._decide_again(value, header)
+                await self._decide_again(value, header)
                 self._intake.reader.clear()
             self._link = header.link
 
@@ -161,7 +163,7 @@ class Recovery:
                 "came after the snapshot that it starts from, or all of the stream where there is none"
             )
 
-    def _adopt(self, value: bytes, header: Header) -> None:
+    async def _adopt(self, value: bytes, header: Header) -> None:
         record = decode(value)
         assert isinstance(record, RulebookRecord)
         rulebook = _recorded(record)
@@ -169,12 +171,14 @@ class Recovery:
             self._engine = open_engine(self._settings.engine, rulebook, self._secret, record.slack_days, assisted=True)
             self.slack_days = record.slack_days
         else:
-            self._engine.adopt(rulebook)
+            self._limit.check_adoption(self._engine, rulebook)
+            await asyncio.to_thread(self._engine.adopt, rulebook)
         self._zone_rules = record.zone_rules
         self.checkpoint = self.checkpoint.after_rulebook(header.digest, record.version, record.sha256)
 
-    def _decide_again(self, value: bytes, header: Header) -> None:
+    async def _decide_again(self, value: bytes, header: Header) -> None:
         assert self._engine is not None
+        await self._limit.make_room(self._engine, self._intake.reader)
         batch = self._intake.decide(self._engine)
         again = batch.encode(BatchHeader(header.batch, header.previous, header.after, header.first_seq))
         if again != value:

@@ -226,7 +226,7 @@ async def live(partition: Partition, run: Run, rulebook: Rulebook, directory: Pa
     if committed.batch == 0:
         pipeline.record()
     elif rulebook.version > committed.rulebook:
-        pipeline.adopt(rulebook)
+        await pipeline.adopt(rulebook)
     entries = partition.entries[: run.until]
     if entries and (end := (entries[-1].ms, entries[-1].seq)) > committed.position:
         await pipeline.run(end)
