@@ -222,7 +222,7 @@ def test_a_worker_goes_through_ten_explosions_under_a_memory_limit(
         for day in range(2):
             fill(client, "p", explosion(7 * cycle + day, 20_000, rng))
     client.copy(KEYS.events, Keys("unbroken").events)
-    low, enough = 45 << 20, 96 << 20
+    low, enough = 80 << 20, 96 << 20
     with WorkerProcess(valkey.url, "p", rulebook, *flags, "--memory-limit-bytes", str(low)) as worker:
         wait_until(lambda: "memory limit reached" in worker.said, "the worker reaches its memory limit")
         stuck = checkpoint_of(client, "p")
