@@ -113,6 +113,11 @@ class Archive:
         numbers = self.numbers()
         return self.header(numbers[0]).previous_last if numbers else START
 
+    def end(self) -> StreamId:
+        """Return the ID of the last entry; that of the stream's beginning if there is none."""
+        numbers = self.numbers()
+        return self.header(numbers[-1]).last if numbers else START
+
     def delete_before(self, oldest_ms: int, through: int) -> int:
         """Delete segments whose last entry arrived before ``oldest_ms``, the oldest first, none behind ``through``.
 

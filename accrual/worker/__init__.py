@@ -4,6 +4,7 @@
 
 worker      owns the partition, recovers, works, gives it up
 recovery    from the ledger back to a living engine
+archived    the same with archived input, to see that it gives what was committed
 pipeline    the main loop: read, decide, commit
 memory      what the state may take
 intake      from the events stream to decided batches

@@ -38,14 +38,14 @@ REPORT_INTERVAL_S: Final = 10.0
 class Recovery:
     """Rebuilds the engine of a partition, batch by batch.
 
-    ``checkpoint`` is what the replayed batches add up to, and in the end the server's; ``slack_days`` is how the
-    partition's engine was opened at its start.
+    ``checkpoint`` is what the replayed batches add up to, and in the end the server's; ``begun`` is that of the
+    snapshot it started from, if there was one; ``slack_days`` is how the partition's engine was opened at its start.
     """
 
     def __init__(
         self, client: redis.asyncio.Redis, keys: Keys, intake: Intake, secret: Secret, settings: Settings
     ) -> None:
-        self.checkpoint = Checkpoint()
+        self.begun = self.checkpoint = Checkpoint()
         self.slack_days = 0
         self._client = client
         self._keys = keys
@@ -111,7 +111,7 @@ class Recovery:
         header = resumed.header
         of = header.checkpoint
         self._engine, self.slack_days, self._zone_rules = resumed.engine, header.slack_days, header.zone_rules
-        self.checkpoint = of
+        self.begun = self.checkpoint = of
         self._link = Link(of.batch, of.digest, of.position, of.next_seq, of.rulebook)
 
     async def _replay(self, connection: ReadConnection, values: list[bytes]) -> None:
