@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import redis
@@ -55,10 +56,10 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "action",
         nargs="?",
-        choices=("follow", "export", "verify", "replay"),
+        choices=("follow", "export", "verify", "replay", "expire"),
         default="follow",
-        help="follow the stream (default), export archived events, verify all segments, or decide all again and "
-        "compare it with the committed ledger",
+        help="follow the stream (default), export archived events, verify all segments, decide all again and compare "
+        "it with the committed ledger, or delete what is older than the retention",
     )
     add_settings(
         parser,
@@ -85,6 +86,8 @@ def _run(parsed: argparse.Namespace) -> int:
         return _export(archive, parsed)
     if parsed.action == "verify":
         return _verify(archive, settings)
+    if parsed.action == "expire":
+        return _expire(archive, settings)
     if parsed.action == "replay":
         return _replay(archive, settings)
     return _follow(archive, settings, drain=parsed.drain, late=parsed.late)
@@ -153,6 +156,18 @@ def _verify(archive: Archive, settings: Settings) -> int:
         )
     found = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
     print(f"segments: {found}; entries: {entries}, up to {stream_id_text(standing.position)}")
+    return 0
+
+
+def _expire(archive: Archive, settings: Settings) -> int:
+    """Delete what is older than the retention; by the server's clock too, if the server is given."""
+    from accrual.archive import delete_expired
+
+    if not settings.archive_retention_days:
+        raise UsageError("archive_retention_days: missing; give the age in days at which archived input is deleted")
+    with ExitStack() as stack:
+        client = stack.enter_context(StreamServer(settings.redis).client()) if settings.redis else None
+        print(f"segments deleted: {delete_expired(archive, settings, client)}")
     return 0
 
 
