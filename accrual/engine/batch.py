@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -49,6 +49,12 @@ class Batch(Protocol):
     @property
     def rejected(self) -> list[RejectedItem]:
         """The dead letters, in order."""
+
+    def rejecting(self) -> Callable[[], list[RejectedItem]]:
+        """Return what gives the dead letters, and needs neither the batch nor the reply any more.
+
+        To explain one takes a hundred times as long as to decide it: where there are many, another thread may do it.
+        """
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -181,6 +187,10 @@ class PlainBatch:
         else:
             self.counts.dead_letters += 1
             self.rejected.append(RejectedItem(position, decision, original))
+
+    def rejecting(self) -> Callable[[], list[RejectedItem]]:
+        """Return what gives the dead letters: they are there."""
+        return lambda: self.rejected
 
     def decisions(self) -> Iterator[tuple[Position, Decision]]:
         """Yield one decision per event, in stream order."""

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -32,7 +32,7 @@ from accrual.outcomes import (
     RejectedItem,
     Secret,
 )
-from accrual.rulebook import Rulebook, combined_multiplier
+from accrual.rulebook import Calendar, Rulebook, combined_multiplier
 from fastpath.core import DEFAULT_SEGMENT_SHIFT, Core
 from fastpath.image import StateImage
 from fastpath.resp import ReplyReader
@@ -287,6 +287,27 @@ class EngineImage:
         self._image.discard()
 
 
+class _Letter(NamedTuple):
+    """A dead letter before it is explained: an item of an entry, or the entry as a whole."""
+
+    position: Position
+    reason: str
+    event_id: str | None
+    fields: Fields
+    is_item: bool
+
+
+def _rejected(letter: _Letter, calendar: Calendar) -> RejectedItem:
+    place = letter.position
+    if letter.is_item:
+        ((encoding, original),) = letter.fields
+        detail = explain(letter.reason, Item(place.index, encoding, original), letter.event_id, place.ms, calendar)
+    else:
+        detail = explain_invalid(StreamEntry(place.ms, place.seq, letter.fields))
+    described = {"event": letter.event_id, "reason": letter.reason, "detail": detail}
+    return RejectedItem(letter.position, msgspec.convert(described, DeadLetter), letter.fields)
+
+
 class FastBatch:
     """The last batch that the core decided, read out of its columns."""
 
@@ -316,9 +337,15 @@ class FastBatch:
     @property
     def rejected(self) -> list[RejectedItem]:
         """The dead letters, in order."""
-        return [self._rejected(*letter) for letter in self._core.dead_letters()] if self.counts.dead_letters else []
+        return self.rejecting()()
 
-    def _rejected(
+    def rejecting(self) -> Callable[[], list[RejectedItem]]:
+        """Return what gives the dead letters, and needs neither the batch nor the reply any more."""
+        letters = [self._taken(*letter) for letter in self._core.dead_letters()] if self.counts.dead_letters else []
+        calendar = self._engine.rulebook.calendar
+        return lambda: [_rejected(letter, calendar) for letter in letters]
+
+    def _taken(
         self,
         entry: int,
         ms: int,
@@ -328,15 +355,11 @@ class FastBatch:
         event_id: str | None,
         encoding: bytes | None,
         original: bytes | None,
-    ) -> RejectedItem:
+    ) -> _Letter:
+        position = Position(ms, seq, index)
         if encoding is None or original is None:
-            fields = self._fields(entry)
-            detail = explain_invalid(StreamEntry(ms, seq, fields))
-        else:
-            fields = ((encoding, original),)
-            detail = explain(reason, Item(index, encoding, original), event_id, ms, self._engine.rulebook.calendar)
-        letter = msgspec.convert({"event": event_id, "reason": reason, "detail": detail}, DeadLetter)
-        return RejectedItem(Position(ms, seq, index), letter, fields)
+            return _Letter(position, reason, event_id, self._fields(entry), is_item=False)
+        return _Letter(position, reason, event_id, ((encoding, original),), is_item=True)
 
     def _fields(self, entry: int) -> Fields:
         if isinstance(self._source, ReplyReader):

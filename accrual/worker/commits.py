@@ -80,7 +80,7 @@ class CommitQueue:
     def append(self, commit: Commit) -> None:
         """Take a batch whose ``before`` is ``tail``, and send it."""
         self._queue.append(Waiting(commit, time.monotonic()))
-        self._bytes += len(commit.value)
+        self._bytes += commit.size_bytes
         self.tail = commit.after
         self._send()
 
@@ -205,7 +205,7 @@ class CommitQueue:
 
     def _land(self, waiting: Waiting) -> None:
         self.landed = waiting.commit.after
-        self._bytes -= len(waiting.commit.value)
+        self._bytes -= waiting.commit.size_bytes
         self._sent = max(0, self._sent - 1)
         self._progress.landed(waiting.commit, time.monotonic() - waiting.since_s)
         self._moved.set()

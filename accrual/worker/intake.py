@@ -21,6 +21,8 @@ __all__ = ["BatchSize", "Intake"]
 
 FIRST_BATCH_ENTRIES: Final = 512
 PLAIN_BATCH_ENTRIES: Final = 512
+# What a dead letter takes of the server, in events of a batch.
+LETTER_EVENTS: Final = 15
 
 
 class Intake:
@@ -62,7 +64,8 @@ class Intake:
 class BatchSize:
     """How many stream entries to ask for: as many as the settings allow, fewer where an entry holds many events.
 
-    It starts small and doubles, because nothing is known of the entries before the first of them were read.
+    A dead letter counts for many events, because each is an entry on the server, which does nothing else meanwhile. It
+    starts small and doubles, because nothing is known of the entries before the first of them were read.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -75,5 +78,6 @@ class BatchSize:
     def learn(self, batch: Batch) -> None:
         """Adapt to what ``batch`` had."""
         counts = batch.counts
-        target = self._events * counts.stream_entries // max(1, counts.events)
+        weight = counts.events + LETTER_EVENTS * counts.dead_letters
+        target = self._events * counts.stream_entries // max(1, weight)
         self.entries = max(1, min(self._limit, 2 * self.entries, target))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import redis
 import redis.asyncio
 
-from accrual.engine import BatchHeader, Engine
+from accrual.engine import BatchHeader, Counts, Engine, RejectedItem
 from accrual.errors import MemoryLimitReached, RulebookError, StreamError
 from accrual.ledger import RulebookRecord, digest_of
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
-from accrual.stream import Commit, Keys, ReadConnection, Refused, StreamId, pending_text, refuse
+from accrual.stream import Checkpoint, Commit, Keys, ReadConnection, Refused, StreamId, pending_text, refuse
 from accrual.worker.commits import CommitQueue
 from accrual.worker.intake import BatchSize, Intake
 from accrual.worker.memory import MemoryLimit
@@ -28,6 +29,8 @@ log = logging.getLogger("accrual.worker")
 
 # To hand a smaller batch to another thread takes longer than to digest it.
 INLINE_DIGEST_BYTES: Final = 128 * 1024
+# Some milliseconds to explain and encode them.
+INLINE_LETTERS: Final = 500
 
 
 class Pipeline:
@@ -136,11 +139,15 @@ class Pipeline:
         """Decide the reply at hand and send the batch off."""
         before = self._commits.tail
         batch = self._intake.decide(self.engine)
-        value, rejected = batch.encode(self._header()), tuple(batch.rejected)
-        # From here on the reader may take in the next reply, which it does while another thread digests this batch.
-        digest = await asyncio.to_thread(digest_of, value) if len(value) > INLINE_DIGEST_BYTES else digest_of(value)
-        after = before.after_entries(digest, batch.through, batch.counts)
-        self._commits.append(Commit(before, after, value, rejected))
+        value, rejecting = batch.encode(self._header()), batch.rejecting()
+        # From here on the reader may take in the next reply, which it does while another thread digests this batch. Of
+        # many dead letters it would be seconds until the loop comes to renew the lease.
+        arguments = (before, value, batch.through, batch.counts, rejecting)
+        if len(value) > INLINE_DIGEST_BYTES or batch.counts.dead_letters > INLINE_LETTERS:
+            commit = await asyncio.to_thread(_commit_of, *arguments)
+        else:
+            commit = _commit_of(*arguments)
+        self._commits.append(commit)
         self._progress.decided(batch)
         self._size.learn(batch)
 
@@ -194,3 +201,17 @@ class Pipeline:
         after = before.after_rulebook(digest_of(value), rulebook.version, rulebook.digest)
         self._commits.append(Commit(before, after, value, adopts=rulebook.digest))
         log.info("adopted rulebook=%d name=%s batch=%d", rulebook.version, rulebook.name, after.batch)
+
+
+def _commit_of(
+    before: Checkpoint,
+    value: bytes,
+    through: StreamId,
+    counts: Counts,
+    rejecting: Callable[[], Sequence[RejectedItem]],
+) -> Commit:
+    """Return the commit of a batch, with all that takes long done."""
+    after = before.after_entries(digest_of(value), through, counts)
+    commit = Commit(before, after, value, tuple(rejecting()))
+    _ = commit.encoded_letters
+    return commit

@@ -231,6 +231,16 @@ def test_all_encodings_and_poison_side_by_side(server: Server, rulebook: Path, e
     assert reasons >= {"invalid", "id_conflict", "unknown_kind"}
 
 
+def test_an_entry_with_very_many_bad_items_is_one_commit(valkey: Server, rulebook: Path) -> None:
+    client = valkey.client()
+    many = b"\xdc" + (3000).to_bytes(2, "big") + b"\xc0" * 2999 + compact(order(1))
+    entries = [{"b": many}, *[{"e": b"\xc1"}] * 3000, {"e": compact(order(2))}]
+    fill(client, "p", ((f"{NOON_MS + number}-0", fields) for number, fields in enumerate(entries)))
+    drain(valkey, rulebook)
+    check(valkey)
+    assert client.xlen(Keys("p").deadletters) == 5999
+
+
 def test_the_ledger_does_not_depend_on_the_batches(server: Server, rulebook: Path) -> None:
     client = server.client()
     entries = list(mixed_entries(400, seed=3))
