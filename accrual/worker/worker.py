@@ -73,6 +73,8 @@ class Worker:
 
         Raises ``AccrualError`` where the work cannot go on; nothing is half done then either.
         """
+        for words in _without_effect(self._settings):
+            log.warning("%s", words)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
         try:
@@ -253,3 +255,17 @@ class Worker:
             os._exit(STATUS_CUT_SHORT)
         log.info("stopping")
         self._tasks.stop()
+
+
+def _without_effect(settings: Settings) -> list[str]:
+    """Return in words which settings are given that do nothing beside the others."""
+    plain, given = settings.engine == "reference", []
+    if plain and settings.memory_limit_bytes:
+        given.append("memory_limit_bytes has no effect: the reference engine does not know what memory it takes")
+    if plain and settings.snapshots:
+        given.append("snapshots has no effect: the reference engine takes none, and a restart replays the whole stream")
+    if plain or not settings.snapshots:
+        without = "the reference engine takes no snapshots" if plain else "without snapshots there is nothing to keep"
+        names = [name for name in ("snapshot_store", "trim_input") if getattr(settings, name)]
+        given += [f"{name} has no effect: {without}" for name in names]
+    return given
