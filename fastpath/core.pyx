@@ -46,6 +46,7 @@ from fastpath.table cimport (
     region_init,
     table_bytes,
     table_growth,
+    table_lines,
     table_prepare,
     table_reclaim,
     table_relayout,
@@ -662,6 +663,12 @@ cdef class Core:
         for number in range(TABLES):
             total += table_bytes(&self.state.tables[number])
         return total
+
+    @property
+    def lines_searched(self):
+        """How many lines of slots are looked at in each table if every key is searched for once."""
+        cdef int number
+        return tuple([table_lines(&self.state.tables[number]) for number in range(TABLES)])
 
     @property
     def sizes(self):

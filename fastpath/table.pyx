@@ -162,6 +162,17 @@ cdef uint64_t table_bytes(const Table* table) noexcept nogil:
     return region_bytes(slot_bytes(table), table.huge) + region_bytes(record_bytes(table), table.huge)
 
 
+cdef uint64_t table_lines(const Table* table) noexcept nogil:
+    """Return how many lines are looked at if every key is searched for once."""
+    cdef const Slot* slot = <const Slot*>table.slots.base
+    cdef uint64_t mask = (<uint64_t>1 << table.segment_shift) - 1
+    cdef uint64_t total = 0, i
+    for i in range(<uint64_t>table.segments << table.segment_shift):
+        if slot[i].record:
+            total += 1 + ((i & mask) // LINE_SLOTS * LINE_SLOTS - line_in_segment(table, slot[i].tag) & mask) // LINE_SLOTS
+    return total
+
+
 cdef inline uint64_t filling_segments(const Table* table, uint64_t inserts) noexcept nogil:
     """Return how many segments may fill up while so many records are added.
 

@@ -46,6 +46,8 @@ ASSISTED_ENTRIES: Final = 64
 
 _encode = msgspec.msgpack.encode
 
+TABLES: Final = ("ids", *(f"{key}s" for key in LIMIT_KEYS), *(f"{key}_days" for key in LIMIT_KEYS))
+
 # The size of a table's new records, and where the parts come from that they keep: ``Layout.moves_to``.
 Move = tuple[int, list[tuple[int, int, int]]]
 
@@ -248,8 +250,12 @@ class FastEngine:
     @property
     def sizes(self) -> dict[str, int]:
         """The number of records in each table."""
-        names = ["ids", *(f"{key}s" for key in LIMIT_KEYS), *(f"{key}_days" for key in LIMIT_KEYS)]
-        return dict(zip(names, self._core.sizes, strict=True))
+        return dict(zip(TABLES, self._core.sizes, strict=True))
+
+    @property
+    def lines_searched(self) -> dict[str, int]:
+        """How many cache lines of its index are looked at, table by table, if every key is searched for once."""
+        return dict(zip(TABLES, self._core.lines_searched, strict=True))
 
 
 def _keep_prepared(reference: weakref.ref[FastEngine]) -> None:
