@@ -166,10 +166,11 @@ cdef uint64_t table_lines(const Table* table) noexcept nogil:
     """Return how many lines are looked at if every key is searched for once."""
     cdef const Slot* slot = <const Slot*>table.slots.base
     cdef uint64_t mask = (<uint64_t>1 << table.segment_shift) - 1
-    cdef uint64_t total = 0, i
+    cdef uint64_t total = 0, i, line
     for i in range(<uint64_t>table.segments << table.segment_shift):
         if slot[i].record:
-            total += 1 + ((i & mask) // LINE_SLOTS * LINE_SLOTS - line_in_segment(table, slot[i].tag) & mask) // LINE_SLOTS
+            line = i & mask & ~<uint64_t>(LINE_SLOTS - 1)
+            total += 1 + ((line - line_in_segment(table, slot[i].tag)) & mask) // LINE_SLOTS
     return total
 
 

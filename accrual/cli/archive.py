@@ -173,6 +173,8 @@ def _expire(archive: Archive, settings: Settings) -> int:
 
 def _replay(archive: Archive, settings: Settings) -> int:
     """Decide everything again, and compare each batch with the committed one."""
+    if settings.engine == "reference" and settings.snapshots:
+        raise UsageError("snapshots are of the compiled engine: the reference decides from the beginning")
     from accrual.worker.archived import replay_archive
 
     done = asyncio.run(replay_archive(archive, settings))

@@ -110,8 +110,8 @@ def test_a_restart_that_finds_no_room_says_so_and_keeps_its_partition(
     for flags, said in (((), "no more input is taken"), (snapshots, "the snapshot is not read")):
         little = ("--memory-limit-bytes", str(10 << 20))
         with WorkerProcess(valkey.url, "p", rulebook, *SMALL_BATCHES, *little, *flags, "--progress") as worker:
-            wait_until(lambda said=said: said in worker.said, f"it says: {said}")
             wait_until(lambda: "MEMORY LIMIT REACHED" in worker.said, "its status says so")
+            assert said in worker.said
             assert client.exists(KEYS.lease)
             worker.signal(signal.SIGTERM)
             assert worker.wait() == 0, worker.log

@@ -12,7 +12,7 @@ from accrual.stream import Keys
 from archives import archive_of, archived, drain_archive, write_archive
 from runs import drain
 from servers import Server
-from workers import NOON_MS, RULEBOOK, WorkerProcess, checkpoint_of, command, compact, fill, order
+from workers import NOON_MS, RULEBOOK, SECRET, WorkerProcess, checkpoint_of, command, compact, fill, order
 
 KEYS: Final = Keys("p")
 DAY_MS: Final = 86_400_000
@@ -36,10 +36,8 @@ def days(first: int, count: int, *, first_number: int = 1) -> Any:
 
 def replayed(server: Server, place: Path, *flags: str) -> tuple[int, str]:
     """Return the exit status of ``accrual archive replay`` and what it says."""
-    done = command(
-        *("archive", "replay", "--redis", server.url, "--partition", "p", "--archive", place, *flags),
-        variables={"ACCRUAL_SECRET": bytes(range(16)).hex()},
-    )
+    words = ("archive", "replay", "--redis", server.url, "--partition", "p", "--archive", str(place))
+    done = command(*words, *flags, variables={"ACCRUAL_SECRET": SECRET.key.hex()})
     return done.returncode, (done.stdout or done.stderr).decode()
 
 
@@ -109,6 +107,7 @@ def test_a_stretch_behind_a_snapshot_is_decided_again(valkey: Server, rulebook: 
     status, said = replayed(valkey, place)
     assert status == 1
     assert "begins behind" in said
+    assert replayed(valkey, place, "--engine", "reference", "--snapshots", snapshots)[0] == 2
     last = checkpoint_of(client, "p").batch
     status, said = replayed(valkey, place, "--snapshots", snapshots)
     assert (status, said) == (0, f"batches {at + 1} to {last} of {last}: 80 events, decided as committed\n")
