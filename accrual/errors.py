@@ -120,6 +120,10 @@ class StateMismatch(AccrualError):
     """A replayed batch differs from the committed one: the state cannot be trusted."""
 
 
+class MemoryLimitReached(AccrualError):
+    """The state has no room for what comes next; with a higher limit it goes on from where it is."""
+
+
 class BookError(AccrualError):
     """The book refuses what was asked, or what it holds contradicts the ledger."""
 

@@ -74,6 +74,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wait: Annotated[
         bool, Meta(description="stand by while another worker has the partition, rather than exit with status 1")
     ] = True
+    reply_timeout_ms: Annotated[
+        int,
+        Meta(
+            ge=100,
+            le=600_000,
+            description="how long the server may be silent where it owes an answer, before another connection is tried",
+        ),
+    ] = 10_000
     stop_timeout_ms: Annotated[
         int, Meta(ge=0, le=600_000, description="how long a stopping worker waits for its last batches to land")
     ] = 10_000

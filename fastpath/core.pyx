@@ -39,12 +39,15 @@ from fastpath.siphash cimport PADDING, SipKey
 from fastpath.table cimport (
     Move,
     Region,
-    Slot,
     Table,
+    preimages_growth,
+    region_bytes,
     region_commit,
     region_free,
     region_init,
     table_bytes,
+    table_growth,
+    table_lines,
     table_prepare,
     table_relayout,
 )
@@ -78,6 +81,7 @@ HEADER_KEYS = 18
 
 cdef enum:
     CHUNK_EVENTS = 512         # events decoded at a stretch, if they are decided at once: they should still be in the cache
+    LONGEST_NAME = 64          # of a member, in bytes
 
 
 cdef struct Work:
@@ -272,7 +276,8 @@ cdef class Core:
         state_rules_changed(&self.state, rulebook.rules.words)
 
     cdef int relayout(self, int table, uint32_t stride, list moves) except -1:
-        cdef Move* rows = <Move*>malloc((len(moves) + 1) * sizeof(Move))
+        cdef uint32_t count = len(moves)
+        cdef Move* rows = <Move*>malloc((count + 1) * sizeof(Move))
         if rows == NULL:
             raise MemoryError()
         try:
@@ -280,7 +285,8 @@ cdef class Core:
                 rows[<int>number].source = source
                 rows[<int>number].target = target
                 rows[<int>number].size = size
-            table_relayout(&self.state.tables[table], stride, rows, len(moves))
+            with nogil:
+                table_relayout(&self.state.tables[table], stride, rows, count)
         finally:
             free(rows)
         return 0
@@ -541,18 +547,42 @@ cdef class Core:
         """Drop what is expired on the arrival day ``day``."""
         if self.rulebook is None:
             raise ValueError("no rulebook was adopted")
-        state_reclaim(&self.state, &self.rulebook.rules, day)
+        with nogil:
+            state_reclaim(&self.state, &self.rulebook.rules, day)
 
-    def headroom_bytes(self, uint32_t events):
-        """Return the most by which ``memory_bytes`` can grow when so many events are decided."""
+    def headroom_bytes(self, uint64_t events, bint imaging):
+        """Return the most by which ``memory_bytes`` can grow when so many events are decided.
+
+        ``imaging``: also where an image is begun before them.
+        """
         cdef int number
-        cdef uint64_t total = 0
+        cdef uint64_t names = self.state.names_size + events * LONGEST_NAME
+        cdef uint64_t total = region_bytes(names, self.is_huge()) - self.name_bytes()
         cdef Table* table
         for number in range(TABLES):
             table = &self.state.tables[number]
-            total += table.stride * <uint64_t>max(0, <int64_t>events - (table.record_count - table.live))
-            total += sizeof(Slot) << table.segment_shift
+            total += table_growth(table, events)
+            if imaging or table.preimages != NULL:
+                total += preimages_growth(table, events)
         return total
+
+    def adoption_bytes(self, list moves):
+        """Return the most by which ``memory_bytes`` can grow, for a moment too, in an ``adopt`` with these moves."""
+        cdef uint64_t total = 0
+        cdef Table* table
+        cdef uint64_t stride
+        for number, change in enumerate(moves):
+            if change is not None:
+                table = &self.state.tables[TABLE_MEMBERS + <int>number]
+                stride = change[0]
+                total += region_bytes(table.record_count * stride, table.huge)
+        return total
+
+    cdef inline bint is_huge(self) noexcept:
+        return self.state.tables[TABLE_MEMBERS].huge
+
+    cdef inline uint64_t name_bytes(self) noexcept:
+        return region_bytes(self.state.names_size, self.is_huge())
 
     def prepare(self):
         """Bring in the memory that the tables will grow into. Another thread may do this, but not during ``adopt``."""
@@ -563,12 +593,18 @@ cdef class Core:
 
     @property
     def memory_bytes(self):
-        """The memory that the tables have in use."""
+        """The memory that the state has in use, with what is brought in ahead; an image's own is the image's."""
         cdef int number
-        cdef uint64_t total = self.state.names_size
+        cdef uint64_t total = self.name_bytes()
         for number in range(TABLES):
             total += table_bytes(&self.state.tables[number])
         return total
+
+    @property
+    def lines_searched(self):
+        """How many lines of slots are looked at in each table if every key is searched for once."""
+        cdef int number
+        return tuple([table_lines(&self.state.tables[number]) for number in range(TABLES)])
 
     @property
     def sizes(self):

@@ -112,7 +112,7 @@ cdef struct State:
 cdef int state_init(State* state, int32_t slack_days, uint32_t segment_shift) except -1
 cdef void state_free(State* state) noexcept
 cdef void state_rules_changed(State* state, int32_t words) noexcept nogil
-cdef int state_reclaim(State* state, const Rules* rules, int32_t day) except -1
+cdef int state_reclaim(State* state, const Rules* rules, int32_t day) except -1 nogil
 cdef void begin_batch(State* state) noexcept nogil
 cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t first, uint32_t end,
                        Rows* rows) except -1 nogil

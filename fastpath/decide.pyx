@@ -361,7 +361,7 @@ cdef void empty_slots(State* state, const Rules* rules, int key, int32_t first_d
                 memset(slot, 0, size)
 
 
-cdef int state_reclaim(State* state, const Rules* rules, int32_t day) except -1:
+cdef int state_reclaim(State* state, const Rules* rules, int32_t day) except -1 nogil:
     """Drop what is expired on the arrival day ``day``."""
     cdef int number
     for number in range(TABLES):

@@ -76,6 +76,19 @@ cdef class StateImage:
         """What ``Core.restore`` needs to know beside the bytes, as plain numbers and lists."""
         return self.shape
 
+    @property
+    def kept_bytes(self):
+        """The memory of what was saved for the image, until it is discarded."""
+        cdef Preimages* kept
+        cdef int number
+        cdef uint64_t total = 0
+        with self.lock:
+            for number in range(TABLES):
+                kept = self.state.tables[number].preimages if self.open else self.ended[number]
+                if kept != NULL:
+                    total += kept.bytes
+        return total
+
     def close(self):
         """End the image; a ``write`` that is under way fails. To be called by the thread that decides."""
         with self.lock:

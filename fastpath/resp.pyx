@@ -30,6 +30,9 @@ cdef enum:
     MAXIMUM_FIELDS = 1 << 20
     QUICK_ID_BYTES = 41        # two numbers of 64 bits
     QUICK_BYTES = 96           # more than an entry takes besides its value
+    # No valid event has fewer bytes: an array of id, kind, member, ts, or an object of them.
+    SMALLEST_COMPACT = 8
+    SMALLEST_JSON = 40
 
 KINDS = {HAVE_ENTRIES: "entries", HAVE_NOTHING: "nothing", HAVE_ERROR: "error", HAVE_STATUS: "status"}
 
@@ -202,6 +205,26 @@ cdef inline int read_entry(Cursor* cursor, RawEntry* entry) noexcept nogil:
     return STEP_DONE
 
 
+cdef inline uint64_t most_events_of(const char* base, const RawEntry* entry) noexcept nogil:
+    """Return the most valid events that a stream entry can hold."""
+    cdef const unsigned char* value = <const unsigned char*>base + entry.value
+    cdef uint64_t size = entry.value_size
+    cdef uint64_t items = 1
+    if entry.name_size != 1 or size == 0:
+        return 1
+    if base[entry.name] == b"j":
+        return 1 + size // SMALLEST_JSON
+    if base[entry.name] == b"b":
+        # The head of an array of MessagePack; there are readable bytes behind the value.
+        if value[0] >> 4 == 9:
+            items = value[0] & 15
+        elif value[0] == 0xdc:
+            items = <uint64_t>value[1] << 8 | value[2]
+        elif value[0] == 0xdd:
+            items = <uint64_t>value[1] << 24 | <uint64_t>value[2] << 16 | <uint64_t>value[3] << 8 | value[4]
+    return max(<uint64_t>1, min(items, size // SMALLEST_COMPACT))
+
+
 cdef class ReplyReader:
     """Receives replies through the buffered-protocol calls of asyncio and scans them as they come.
 
@@ -298,6 +321,14 @@ cdef class ReplyReader:
     def entries(self):
         """The number of stream entries."""
         return self.raw_count
+
+    @property
+    def most_events(self):
+        """The most valid events that the entries can hold: as many as they say, and as their bytes have room for."""
+        cdef uint64_t i, total = 0
+        for i in range(self.raw_count if self.state == HAVE_ENTRIES else 0):
+            total += most_events_of(self.buffer, &self.raw[i])
+        return total
 
     @property
     def first(self):

@@ -45,6 +45,7 @@ cdef struct Preimages:
     uint64_t* saved            # a bit for each
     Block* first
     Block* last
+    uint64_t bytes             # memory that all of this takes
     bint failed                # there was no memory for one: the image is lost
 
 cdef struct Region:
@@ -206,6 +207,10 @@ cdef int preimages_start(Table* table) except -1 nogil
 cdef Preimages* preimages_stop(Table* table) noexcept nogil
 cdef void preimages_free(Preimages* preimages) noexcept nogil
 cdef int table_relayout(Table* table, uint32_t stride, const Move* moves, uint32_t count) except -1 nogil
+cdef uint64_t region_bytes(uint64_t used, bint huge) noexcept nogil
 cdef uint64_t table_bytes(const Table* table) noexcept nogil
-cdef int table_reclaim(Table* table, int32_t day) except -1
+cdef uint64_t table_lines(const Table* table) noexcept nogil
+cdef uint64_t table_growth(const Table* table, uint64_t inserts) noexcept nogil
+cdef uint64_t preimages_growth(const Table* table, uint64_t events) noexcept nogil
+cdef int table_reclaim(Table* table, int32_t day) except -1 nogil
 cdef void table_prepare(Table* table) noexcept nogil

@@ -144,9 +144,68 @@ cdef void table_free(Table* table) noexcept nogil:
     memset(table, 0, sizeof(Table))
 
 
+cdef uint64_t region_bytes(uint64_t used, bint huge) noexcept nogil:
+    """Return the most memory that a region takes of which so many bytes are used, with what is brought in ahead.
+
+    It depends on nothing else, least of all on how far a thread has come: who decides the same again finds the same.
+    """
+    cdef uint64_t ahead
+    if not huge:
+        return used
+    ahead = used + HUGE_PAGE + min(used // 8, <uint64_t>AHEAD_MAXIMUM)
+    return min((ahead + HUGE_PAGE - 1) & ~<uint64_t>(HUGE_PAGE - 1),
+               (used + COMMIT_STEP - 1) & ~<uint64_t>(COMMIT_STEP - 1))
+
+
 cdef uint64_t table_bytes(const Table* table) noexcept nogil:
     """Return the bytes of memory in use, or brought in for it."""
-    return max(slot_bytes(table), table.slots.resident) + max(record_bytes(table), table.records.resident)
+    return region_bytes(slot_bytes(table), table.huge) + region_bytes(record_bytes(table), table.huge)
+
+
+cdef uint64_t table_lines(const Table* table) noexcept nogil:
+    """Return how many lines are looked at if every key is searched for once."""
+    cdef const Slot* slot = <const Slot*>table.slots.base
+    cdef uint64_t mask = (<uint64_t>1 << table.segment_shift) - 1
+    cdef uint64_t total = 0, i, line
+    for i in range(<uint64_t>table.segments << table.segment_shift):
+        if slot[i].record:
+            line = i & mask & ~<uint64_t>(LINE_SLOTS - 1)
+            total += 1 + ((line - line_in_segment(table, slot[i].tag)) & mask) // LINE_SLOTS
+    return total
+
+
+cdef inline uint64_t filling_segments(const Table* table, uint64_t inserts) noexcept nogil:
+    """Return how many segments may fill up while so many records are added.
+
+    Their capacities are spread evenly over a quarter of their slots, so of all that fill up while they grow by that
+    much, each insertion brings its share. Twice that, because keys fall where they like.
+    """
+    return 1 + (2 * inserts >> (table.segment_shift - 2))
+
+
+cdef uint64_t table_growth(const Table* table, uint64_t inserts) noexcept nogil:
+    """Return the most by which ``table_bytes`` can grow when so many records are added."""
+    cdef uint64_t unused = table.record_count - table.live
+    cdef uint64_t records = record_bytes(table) + table.stride * (inserts - min(inserts, unused))
+    cdef uint64_t slots = slot_bytes(table) + (filling_segments(table, inserts) << table.segment_shift) * sizeof(Slot)
+    return region_bytes(slots, table.huge) + region_bytes(records, table.huge) - table_bytes(table)
+
+
+cdef uint64_t preimages_growth(const Table* table, uint64_t events) noexcept nogil:
+    """Return the most memory that it takes to save what so many events change, and to begin to do so.
+
+    An event changes two records of a table at the most, a spilled day and the one that takes its slot. A segment that
+    is full gives up what has expired in it.
+    """
+    cdef uint64_t size = sizeof(uint32_t) + <uint64_t>table.stride
+    cdef uint64_t changes = 2 * events + (filling_segments(table, events) * 3 << (table.segment_shift - 2))
+    cdef uint64_t count = table.record_count
+    cdef uint64_t begin = 0
+    if table.preimages != NULL:
+        count = table.preimages.count
+    else:
+        begin = sizeof(Preimages) + (count // 64 + 1) * sizeof(uint64_t) + sizeof(Block)
+    return begin + (min(changes, count) * size // (BLOCK_BYTES - size) + 1) * sizeof(Block)
 
 
 cdef int new_segment(Table* table, uint8_t depth) except -1 nogil:
@@ -239,14 +298,15 @@ cdef void drop_expired(Table* table, uint32_t segment, Slot* scratch) noexcept n
     table.segment_days[segment] = oldest
 
 
-cdef int table_reclaim(Table* table, int32_t day) except -1:
+cdef int table_reclaim(Table* table, int32_t day) except -1 nogil:
     """Free every record that is expired on ``day``."""
     cdef Slot* scratch
     cdef uint32_t segment
     table.latest_day = max(table.latest_day, day)
     scratch = <Slot*>malloc(sizeof(Slot) << table.segment_shift)
     if scratch == NULL:
-        raise MemoryError()
+        with gil:
+            raise MemoryError()
     for segment in range(table.segments):
         if is_expired(table, table.segment_days[segment]):
             drop_expired(table, segment, scratch)
@@ -379,6 +439,7 @@ cdef int preimages_start(Table* table) except -1 nogil:
             raise MemoryError("there is no memory to take an image of the state")
     preimages.first.next = NULL
     preimages.first.size = 0
+    preimages.bytes = sizeof(Preimages) + (preimages.count // 64 + 1) * sizeof(uint64_t) + sizeof(Block)
     table.preimages = preimages
     return 0
 
@@ -420,6 +481,7 @@ cdef void save_preimage(Table* table, const char* record) noexcept nogil:
             return
         block.next = NULL
         block.size = 0
+        preimages.bytes += sizeof(Block)
         # Whoever reads this list from another thread must not see a block before it is empty.
         memory_fence()
         preimages.last.next = block

@@ -14,7 +14,8 @@ class Proxy:
     """Forwards TCP connections to ``port`` on this machine.
 
     ``lose_replies`` says how many more times a connection that carries scripts breaks after the server has taken a
-    command and before its reply is through. ``break_all`` cuts every connection that stands.
+    command and before its reply is through. ``break_all`` cuts every connection that stands. ``silence`` lets nothing
+    more through on the connection that carries commits, whose ends do not hear of it; new ones are not affected.
     """
 
     def __init__(self, port: int) -> None:
@@ -22,6 +23,8 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._lose = 0
+        self._silent: set[threading.Event] = set()
+        self._commits: set[threading.Event] = set()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self.lost = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -35,6 +38,11 @@ class Proxy:
         """Lose the replies to ``count`` commits, one at a time."""
         with self._lock:
             self._lose += count
+
+    def silence(self) -> None:
+        """Swallow all that comes on the connection that carries commits, from now on."""
+        with self._lock:
+            self._silent |= self._commits
 
     def lead_to(self, port: int) -> None:
         """Forward new connections to another port, as the address of a service does after a failover."""
@@ -83,6 +91,10 @@ class Proxy:
             while data := source.recv(1 << 16):
                 if upwards and b"EVALSHA" in data and b":ledger" in data:
                     commits.set()
+                    with self._lock:
+                        self._commits.add(commits)
+                if commits in self._silent:
+                    continue
                 if not upwards and commits.is_set() and self._loses():
                     break
                 sink.sendall(data)

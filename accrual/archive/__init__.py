@@ -13,7 +13,7 @@ Needs the extra ``archive``.
 
 from accrual.archive.chain import Archive, read_stretch
 from accrual.archive.export import exported_lines
-from accrual.archive.follow import Archiver
+from accrual.archive.follow import Archiver, delete_expired
 from accrual.archive.keys import NO_KEYS, ArchiveKeys
 from accrual.archive.segment import Segment, SegmentHeader
 
@@ -24,6 +24,7 @@ __all__ = [
     "Archiver",
     "Segment",
     "SegmentHeader",
+    "delete_expired",
     "exported_lines",
     "read_stretch",
 ]

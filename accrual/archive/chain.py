@@ -113,14 +113,19 @@ class Archive:
         numbers = self.numbers()
         return self.header(numbers[0]).previous_last if numbers else START
 
-    def delete_before(self, oldest_ms: int, through: int) -> int:
+    def end(self) -> StreamId:
+        """Return the ID of the last entry; that of the stream's beginning if there is none."""
+        numbers = self.numbers()
+        return self.header(numbers[-1]).last if numbers else START
+
+    def delete_before(self, oldest_ms: int, through: int | None = None) -> int:
         """Delete segments whose last entry arrived before ``oldest_ms``, the oldest first, none behind ``through``.
 
         Returns how many.
         """
         deleted = 0
         for number in self.numbers():
-            if number > through or self.header(number).last[0] >= oldest_ms:
+            if (through is not None and number > through) or self.header(number).last[0] >= oldest_ms:
                 break
             self._store.delete(self._name(number))
             deleted += 1

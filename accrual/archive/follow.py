@@ -30,10 +30,11 @@ from accrual.stream import (
     entries_after,
     note_segment,
     parse_stream_id,
+    segments_noted,
     stream_id_text,
 )
 
-__all__ = ["Archiver"]
+__all__ = ["Archiver", "delete_expired"]
 
 log = logging.getLogger("accrual.archive")
 
@@ -65,11 +66,13 @@ class Archiver:
         entries are gone that the archive does not have, ``ArchiveError`` where what is in the store is not the archive
         of this stream, and what the server or the store raise while they are away.
         """
+        # Whatever else may be wrong, what people were promised is deleted.
+        self._delete_expired()
         self._begin()
         end = self._last_entry() if drain else None
         while not stopping.is_set():
+            self._delete_expired()
             standing = self._standing()
-            self._delete_expired(standing)
             worked()
             if end is not None and standing.position >= end:
                 return
@@ -173,17 +176,34 @@ class Archiver:
             return False
         raise ArchiveError(f"{found.name}: has other entries than the stream: it is of another one, move it away")
 
-    def _delete_expired(self, standing: Archived) -> None:
-        """Delete what is older than the retention, from time to time."""
+    def _delete_expired(self) -> None:
+        """Delete what is older than the retention, from time to time; but nothing that was not taken note of."""
         if not self._settings.archive_retention_days or time.monotonic() < self._checked_s + RETENTION_CHECK_S:
             return
-        deleted = self._archive.delete_before(self._oldest_ms(), through=standing.segments)
+        delete_expired(self._archive, self._settings, self._client, through=segments_noted(self._client, self._keys))
         self._checked_s = time.monotonic()
-        if deleted:
-            log.info("deleted segments=%d older_than_days=%d", deleted, self._settings.archive_retention_days)
 
     def _is_expired(self, position: StreamId) -> bool:
-        return bool(self._settings.archive_retention_days) and position[0] < self._oldest_ms()
+        days = self._settings.archive_retention_days
+        return bool(days) and position[0] < _oldest_ms(days, self._client)
 
-    def _oldest_ms(self) -> int:
-        return time.time_ns() // 1_000_000 - self._settings.archive_retention_days * DAY_MS
+
+def delete_expired(archive: Archive, settings: Settings, client: redis.Redis | None, through: int | None = None) -> int:
+    """Delete the segments whose last entry is older than the retention, none behind ``through``; return how many.
+
+    A clock that has run ahead must not delete an archive: with a ``client`` its server's, which the IDs of the entries
+    are from, has to agree that they are as old.
+    """
+    days = settings.archive_retention_days
+    deleted = archive.delete_before(_oldest_ms(days, client), through)
+    if deleted:
+        log.info("deleted segments=%d older_than_days=%d", deleted, days)
+    return deleted
+
+
+def _oldest_ms(retention_days: int, client: redis.Redis | None) -> int:
+    now_ms = time.time_ns() // 1_000_000
+    if client is not None:
+        seconds, microseconds = client.time()
+        now_ms = min(now_ms, seconds * 1000 + microseconds // 1000)
+    return now_ms - retention_days * DAY_MS

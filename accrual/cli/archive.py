@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import redis
@@ -44,23 +46,25 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "archive",
-        "archive the input of a partition, print a stretch of it as JSON lines, or verify it",
+        "archive the input of a partition, print a stretch of it as JSON lines, verify it, or decide it again",
         "accrual archive --redis redis://localhost:6379 --partition city-1 --archive s3://bucket/archive\n"
         "  accrual archive export --partition city-1 --archive s3://bucket/archive --from 1794715200000 > some.jsonl\n"
-        "  accrual archive verify --partition city-1 --archive s3://bucket/archive",
+        "  accrual archive verify --partition city-1 --archive s3://bucket/archive\n"
+        "  accrual archive replay --redis redis://localhost:6379 --partition city-1 --archive s3://bucket/archive",
         _run,
     )
     parser.add_argument(
         "action",
         nargs="?",
-        choices=("follow", "export", "verify"),
+        choices=("follow", "export", "verify", "replay", "expire"),
         default="follow",
-        help="follow the stream (default), export archived events, or verify all segments",
+        help="follow the stream (default), export archived events, verify all segments, decide all again and compare "
+        "it with the committed ledger, or delete what is older than the retention",
     )
     add_settings(
         parser,
         *("redis", "partition", "archive", "archive_key_file", "archive_retention_days", "archive_segment_bytes"),
-        *("archive_interval_s", "backoff_limit_ms", "log_level"),
+        *("archive_interval_s", "engine", "snapshots", "snapshot_store", "backoff_limit_ms", "log_level"),
     )
     parser.add_argument(
         "--drain", action="store_true", help="follow up to the end of the stream as it is at the start, then exit"
@@ -73,7 +77,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    wanted = ("redis",) if parsed.action == "follow" else ()
+    wanted = ("redis",) if parsed.action in ("follow", "replay") else ()
     settings = settings_of(parsed, *wanted, "partition", "archive")
     log_to_stderr(settings.log_level)
     _check_flags(parsed)
@@ -82,6 +86,10 @@ def _run(parsed: argparse.Namespace) -> int:
         return _export(archive, parsed)
     if parsed.action == "verify":
         return _verify(archive, settings)
+    if parsed.action == "expire":
+        return _expire(archive, settings)
+    if parsed.action == "replay":
+        return _replay(archive, settings)
     return _follow(archive, settings, drain=parsed.drain, late=parsed.late)
 
 
@@ -148,6 +156,29 @@ def _verify(archive: Archive, settings: Settings) -> int:
         )
     found = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
     print(f"segments: {found}; entries: {entries}, up to {stream_id_text(standing.position)}")
+    return 0
+
+
+def _expire(archive: Archive, settings: Settings) -> int:
+    """Delete what is older than the retention; by the server's clock too, if the server is given."""
+    from accrual.archive import delete_expired
+
+    if not settings.archive_retention_days:
+        raise UsageError("archive_retention_days: missing; give the age in days at which archived input is deleted")
+    with ExitStack() as stack:
+        client = stack.enter_context(StreamServer(settings.redis).client()) if settings.redis else None
+        print(f"segments deleted: {delete_expired(archive, settings, client)}")
+    return 0
+
+
+def _replay(archive: Archive, settings: Settings) -> int:
+    """Decide everything again, and compare each batch with the committed one."""
+    if settings.engine == "reference" and settings.snapshots:
+        raise UsageError("snapshots are of the compiled engine: the reference decides from the beginning")
+    from accrual.worker.archived import replay_archive
+
+    done = asyncio.run(replay_archive(archive, settings))
+    print(f"batches {done.first} to {done.last} of {done.committed}: {done.events} events, decided as committed")
     return 0
 
 

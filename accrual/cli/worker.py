@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
             "archive",
             "memory_limit_bytes",
         ),
-        *("stop_timeout_ms", "backoff_limit_ms", "progress", "log_level"),
+        *("reply_timeout_ms", "stop_timeout_ms", "backoff_limit_ms", "progress", "log_level"),
     )
     parser.add_argument(
         "--drain", action="store_true", help="commit up to the end of the stream as it is at the start, then exit"

@@ -82,8 +82,14 @@ class Engine(Protocol):
     def memory_bytes(self) -> int:
         """The memory that the state has in use; 0 where that is not known."""
 
-    def headroom_bytes(self, events: int) -> int:
-        """Return the most by which ``memory_bytes`` can grow when so many events are decided."""
+    def headroom_bytes(self, events: int, *, imaging: bool = False) -> int:
+        """Return the most by which ``memory_bytes`` can grow when so many events are decided.
+
+        With ``imaging`` also where an image of the state is begun before them.
+        """
+
+    def adoption_bytes(self, rulebook: Rulebook) -> int:
+        """Return the most by which ``memory_bytes`` can grow, for a moment too, while ``rulebook`` is adopted."""
 
     def reclaim(self, day: int) -> None:
         """Drop what no event that arrives on the business day ``day`` or later can need."""

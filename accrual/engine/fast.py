@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import weakref
@@ -43,6 +44,11 @@ PREPARE_INTERVAL_S: Final = 0.01
 KEPT_BATCHES: Final = 3
 
 _encode = msgspec.msgpack.encode
+
+TABLES: Final = ("ids", *(f"{key}s" for key in LIMIT_KEYS), *(f"{key}_days" for key in LIMIT_KEYS))
+
+# The size of a table's new records, and where the parts come from that they keep: ``Layout.moves_to``.
+Move = tuple[int, list[tuple[int, int, int]]]
 
 
 def split_json(value: bytes) -> list[tuple[bytes, bytes | None]]:
@@ -136,12 +142,22 @@ class FastEngine:
         self._take_over(rulebook, before)
         self.rulebook = rulebook
 
+    def adoption_bytes(self, rulebook: Rulebook) -> int:
+        """Return the most by which ``memory_bytes`` can grow, for a moment too, while ``rulebook`` is adopted."""
+        layouts = copy.deepcopy(self._layouts)
+        layouts.adopt(rulebook)
+        return self._core.adoption_bytes(self._moves(self._layouts.tables(), layouts.tables()))
+
+    def _moves(self, before: list[Layout], after: list[Layout]) -> list[Move | None]:
+        """Return for each table how its records change, ``None`` where they do not."""
+        return [
+            None if new.parts == old.parts and self._adopted else (new.stride, old.moves_to(new))
+            for old, new in zip(before, after, strict=True)
+        ]
+
     def _take_over(self, rulebook: Rulebook, before: list[Layout]) -> None:
         """Let the core decide by ``rulebook``, and move its records from the layouts ``before`` to the present ones."""
-        moves = [
-            None if new.parts == old.parts and self._adopted else (new.stride, old.moves_to(new))
-            for old, new in zip(before, self._layouts.tables(), strict=True)
-        ]
+        moves = self._moves(before, self._layouts.tables())
         if self._image is not None and any(moves):
             self._image.close()
 
@@ -213,12 +229,22 @@ class FastEngine:
             raise StateMismatch(f"the image does not fit: {error}") from None
 
     def reclaim(self, day: int) -> None:
-        """Drop what no event that arrives on the business day ``day`` or later can need; its memory is used again."""
-        self._core.reclaim(day)
+        """Drop what no event that arrives on the business day ``day`` or later can need; its memory is used again.
 
-    def headroom_bytes(self, events: int) -> int:
-        """Return the most by which ``memory_bytes`` can grow when so many events are decided."""
-        return self._core.headroom_bytes(events)
+        An image that is taken ends: every record that is dropped would have to be saved for it first.
+        """
+        with self._deciding:
+            if self._image is not None:
+                self._image.close()
+                self._image.discard()
+            self._core.reclaim(day)
+
+    def headroom_bytes(self, events: int, *, imaging: bool = False) -> int:
+        """Return the most by which ``memory_bytes`` can grow when so many events are decided.
+
+        With ``imaging`` also where an image of the state is begun before them.
+        """
+        return self._core.headroom_bytes(events, imaging)
 
     def prepare(self) -> None:
         """Bring in the memory that the tables will grow into: for another thread, now and then.
@@ -234,14 +260,18 @@ class FastEngine:
 
     @property
     def memory_bytes(self) -> int:
-        """The memory that the tables have in use."""
-        return self._core.memory_bytes
+        """The memory of the state: what is in use, what is brought in ahead of that, and what an image has kept."""
+        return self._core.memory_bytes + (self._image.kept_bytes if self._image is not None else 0)
 
     @property
     def sizes(self) -> dict[str, int]:
         """The number of records in each table."""
-        names = ["ids", *(f"{key}s" for key in LIMIT_KEYS), *(f"{key}_days" for key in LIMIT_KEYS)]
-        return dict(zip(names, self._core.sizes, strict=True))
+        return dict(zip(TABLES, self._core.sizes, strict=True))
+
+    @property
+    def lines_searched(self) -> dict[str, int]:
+        """How many cache lines of its index are looked at, table by table, if every key is searched for once."""
+        return dict(zip(TABLES, self._core.lines_searched, strict=True))
 
 
 def _keep_prepared(reference: weakref.ref[FastEngine]) -> None:

@@ -136,7 +136,11 @@ class ReferenceEngine:
         """Return 0: what Python objects take is not known."""
         return 0
 
-    def headroom_bytes(self, events: int) -> int:  # noqa: ARG002 - nobody counts it
+    def headroom_bytes(self, events: int, *, imaging: bool = False) -> int:  # noqa: ARG002 - nobody counts it
+        """Return 0, like ``memory_bytes``."""
+        return 0
+
+    def adoption_bytes(self, rulebook: Rulebook) -> int:  # noqa: ARG002 - nor this
         """Return 0, like ``memory_bytes``."""
         return 0
 

@@ -22,6 +22,7 @@ from accrual.stream.archiving import (
     archive_standing,
     entries_after,
     note_segment,
+    segments_noted,
     trim_events,
 )
 from accrual.stream.checkpoint import (
@@ -87,6 +88,7 @@ __all__ = [
     "redrive",
     "refuse",
     "secret_check",
+    "segments_noted",
     "send_messages",
     "sent_position",
     "standing",

@@ -19,7 +19,7 @@ from accrual.stream.keys import Keys
 from accrual.stream.scripts import ARCHIVE, ARCHIVED, TRIM
 from accrual.stream.server import with_fields_in_order
 
-__all__ = ["Archived", "Trimmed", "archive_standing", "entries_after", "note_segment", "trim_events"]
+__all__ = ["Archived", "Trimmed", "archive_standing", "entries_after", "note_segment", "segments_noted", "trim_events"]
 
 FIRST_PAGE_ENTRIES: Final = 64
 LARGEST_PAGE_ENTRIES: Final = 2048
@@ -63,6 +63,12 @@ def archive_standing(client: redis.Redis, keys: Keys, begin: Archived | None = N
     if why:
         raise StreamTrimmed(f"the archive of {keys.events} would have a gap: {why}")
     return Archived(int(segments), bytes.fromhex(digest), parse_stream_id(position), int(entries))
+
+
+def segments_noted(client: redis.Redis, keys: Keys) -> int:
+    """Return how many segments were taken note of, whatever has become of the stream; 0 if no archive has begun."""
+    noted: Any = client.hmget(keys.archive, "segments")
+    return int(noted[0] or 0)
 
 
 def note_segment(client: redis.Redis, keys: Keys, before: Archived, after: Archived) -> bool:

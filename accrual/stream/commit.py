@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from accrual.outcomes import RejectedItem
 from accrual.stream.checkpoint import Checkpoint, stream_id_text
 from accrual.stream.deadletters import letter_fields
 from accrual.stream.keys import Keys
-from accrual.stream.resp import Argument, command_around
+from accrual.stream.resp import Argument, bulks, command_around
 from accrual.stream.scripts import COMMIT
 
 __all__ = ["Answer", "Commit", "lost_to"]
@@ -24,7 +25,7 @@ def lost_to(owner_name: bytes) -> OwnershipLost:
     return OwnershipLost(f"the partition {by}: nothing more is written")
 
 
-class Commit(msgspec.Struct, frozen=True):
+class Commit(msgspec.Struct, frozen=True, dict=True):
     """A ledger batch with its dead letters, which moves the checkpoint from ``before`` to ``after``.
 
     ``value`` is the encoded batch, ``after.digest`` its SHA-256; ``adopts`` the SHA-256 of the text of the rulebook
@@ -56,10 +57,24 @@ class Commit(msgspec.Struct, frozen=True):
         ]
         checkpoint = [text for pair in self.after.to_hash() for text in pair]
         tail: list[Argument] = [self.adopts.hex(), len(checkpoint), *checkpoint]
+        return command_around(head, self.value, tail, *self.encoded_letters)
+
+    @functools.cached_property
+    def encoded_letters(self) -> tuple[int, bytes]:
+        """How many arguments the dead letters are, and these as the server reads them.
+
+        It takes a while where there are many, but only the first time.
+        """
+        arguments: list[Argument] = []
         for item in self.letters:
             fields = letter_fields(item)
-            tail += [len(fields), *fields]
-        return command_around(head, self.value, tail)
+            arguments += (len(fields), *fields)
+        return len(arguments), bulks(arguments)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of the batch and of its dead letters."""
+        return len(self.value) + len(self.encoded_letters[1])
 
 
 class Answer(msgspec.Struct, frozen=True):

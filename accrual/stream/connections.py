@@ -13,9 +13,10 @@ from accrual.errors import StreamError
 from accrual.stream.replies import Reader
 from accrual.stream.resp import Argument, command
 
-__all__ = ["CommandConnection", "DataConnection", "ReadConnection", "Refused"]
+__all__ = ["REPLY_TIMEOUT_S", "CommandConnection", "DataConnection", "ReadConnection", "Refused"]
 
 CONNECTION_CLOSED: Final = "the server closed the connection"
+REPLY_TIMEOUT_S: Final = 10.0
 
 
 class Refused(StreamError):
@@ -37,9 +38,15 @@ class DataConnection(Protocol):
 
 
 class _Transported:
-    """Keeps the transport, and wakes the one coroutine that waits for a reply."""
+    """Keeps the transport, and wakes the one coroutine that waits for a reply.
 
-    def __init__(self) -> None:
+    A peer may disappear without a word: then nothing is ever lost, and nothing comes. So a connection is given up on
+    which the server owes an answer and has been silent for ``patience_s``.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._heard = False
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._lost: str | None = None
@@ -49,7 +56,7 @@ class _Transported:
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost = str(error) if error else CONNECTION_CLOSED
+        self._lost = self._lost or str(error or CONNECTION_CLOSED)
         self._wake()
 
     def eof_received(self) -> bool:
@@ -65,6 +72,11 @@ class _Transported:
         """Close the connection now; what was not written yet is lost."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _give_up(self) -> None:
+        self._lost = f"no answer for {self._patience_s:g} s"
+        self.close()
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -89,8 +101,8 @@ class ReadConnection(_Transported, asyncio.BufferedProtocol):
     waits behind.
     """
 
-    def __init__(self, reader: Reader) -> None:
-        super().__init__()
+    def __init__(self, reader: Reader, patience_s: float = REPLY_TIMEOUT_S) -> None:
+        super().__init__(patience_s)
         self.reader = reader
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -99,6 +111,7 @@ class ReadConnection(_Transported, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Let the reader scan what came."""
+        self._heard = True
         try:
             complete = self.reader.buffer_updated(nbytes)
         except ValueError as error:
@@ -119,7 +132,14 @@ class ReadConnection(_Transported, asyncio.BufferedProtocol):
             kind = self.reader.kind
             if kind is not None:
                 return kind
-            await self._wait()
+            self._heard = False
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await self._wait()
+            except TimeoutError:
+                # A long reply over a slow line comes in many pieces.
+                if not self._heard:
+                    self._give_up()
 
     async def call(self, *arguments: Argument) -> bytes:
         """Send a command that has a plain answer, and return it."""
@@ -134,17 +154,36 @@ class ReadConnection(_Transported, asyncio.BufferedProtocol):
 class CommandConnection(_Transported, asyncio.Protocol):
     """Small replies to large commands, in order."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, patience_s: float = REPLY_TIMEOUT_S) -> None:
+        super().__init__(patience_s)
         self._parser = hiredis.Reader()
         self._replies: deque[Any] = deque()
+        # How many answers are to come, and what is looked at while there are any.
+        self._owed = 0
+        self._unwritten_bytes = 0
+        self._watch: asyncio.TimerHandle | None = None
+
+    def send(self, pieces: Sequence[bytes]) -> None:
+        """Write a command, given in pieces, without waiting for anything."""
+        super().send(pieces)
+        self._owed += 1
+        if self._watch is None:
+            self._look_later()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Take note that the connection has ended; what it was given up for stays the reason."""
+        if self._watch is not None:
+            self._watch.cancel()
+        super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
         """Take in what came."""
+        self._heard = True
         self._parser.feed(data)
         try:
             while (reply := self._parser.gets()) is not False:
                 self._replies.append(reply)
+                self._owed -= 1
         except hiredis.ProtocolError as error:
             self._lost = str(error)
             self.close()
@@ -163,3 +202,20 @@ class CommandConnection(_Transported, asyncio.Protocol):
         """Send a command and return its reply; no other reply may be on its way."""
         self.send([command(*arguments)])
         return await self.reply()
+
+    def _look_later(self) -> None:
+        assert self._transport is not None
+        self._heard = False
+        self._unwritten_bytes = self._transport.get_write_buffer_size()
+        self._watch = asyncio.get_running_loop().call_later(self._patience_s, self._look)
+
+    def _look(self) -> None:
+        """Give the connection up if an answer is owed and nothing has moved since the last look, in or out."""
+        assert self._transport is not None
+        self._watch = None
+        if not self._owed:
+            return
+        if self._heard or self._transport.get_write_buffer_size() < self._unwritten_bytes:
+            self._look_later()
+        else:
+            self._give_up()

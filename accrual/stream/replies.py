@@ -56,6 +56,10 @@ class Reader(Protocol):
         """The number of stream entries."""
 
     @property
+    def most_events(self) -> int:
+        """The most valid events that the entries can hold; at least one each."""
+
+    @property
     def first(self) -> StreamId:
         """The ID of the first entry."""
 
@@ -125,6 +129,11 @@ class PlainReplyReader:
     @property
     def entries(self) -> int:
         """The number of stream entries."""
+        return len(self.rows)
+
+    @property
+    def most_events(self) -> int:
+        """The number of stream entries: the engine that this is for does not know its memory anyway."""
         return len(self.rows)
 
     @property

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -29,12 +30,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from accrual.errors import UsageError
-from accrual.stream.connections import DataConnection
+from accrual.stream.connections import REPLY_TIMEOUT_S, DataConnection
 
 __all__ = ["StreamServer", "with_fields_in_order", "without_password"]
 
 CONNECT_TIMEOUT_S: Final = 5.0
-REPLY_TIMEOUT_S: Final = 10.0
+# How long a silent connection is before the system asks the peer for a sign of life, how often, and how many times.
+KEEPALIVE: Final = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 SENTINEL_PORT: Final = 26379
 ALIASES: Final = {"valkey": "redis", "valkeys": "rediss"}
 
@@ -204,10 +206,20 @@ async def _open(factory: Callable[[], ConnectionT], template: Any, address: tupl
         return connection  # type: ignore[no-any-return]
     host, port = address
     context: ssl.SSLContext | None = template.ssl_context.get() if hasattr(template, "ssl_context") else None
-    _, connection = await loop.create_connection(
+    transport, connection = await loop.create_connection(
         protocol, host, port, ssl=context, server_hostname=host if context else None
     )
+    _keep_alive(transport.get_extra_info("socket"))
     return connection  # type: ignore[no-any-return]
+
+
+def _keep_alive(own: socket.socket) -> None:
+    """Let the system find out that the peer has disappeared, also where no answer is waited for."""
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
+        # Not every system has them.
+        if hasattr(socket, name):
+            own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _handshake(template: Any) -> list[tuple[str, ...]]:

@@ -4,7 +4,9 @@
 
 worker      owns the partition, recovers, works, gives it up
 recovery    from the ledger back to a living engine
+archived    the same with archived input, to see that it gives what was committed
 pipeline    the main loop: read, decide, commit
+memory      what the state may take
 intake      from the events stream to decided batches
 commits     batches on their way to the server
 progress    what it tells of itself

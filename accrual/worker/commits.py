@@ -63,6 +63,7 @@ class CommitQueue:
         self._nonce = nonce
         self._limit_batches = settings.in_flight_batches
         self._limit_bytes = settings.in_flight_bytes
+        self._patience_s = settings.reply_timeout_ms / 1000
         self._progress = progress
         self._away = Trouble("commit connection", settings.backoff_limit_ms)
         self._refused = Trouble("commit", settings.backoff_limit_ms)
@@ -79,7 +80,7 @@ class CommitQueue:
     def append(self, commit: Commit) -> None:
         """Take a batch whose ``before`` is ``tail``, and send it."""
         self._queue.append(Waiting(commit, time.monotonic()))
-        self._bytes += len(commit.value)
+        self._bytes += commit.size_bytes
         self.tail = commit.after
         self._send()
 
@@ -102,7 +103,7 @@ class CommitQueue:
         """Keep a connection and land what is appended. Raises what cannot be mended."""
         while True:
             try:
-                connection = await self._server.connect(CommandConnection)
+                connection = await self._server.connect(lambda: CommandConnection(self._patience_s))
                 try:
                     await self._resume(connection)
                     self._away.over()
@@ -204,7 +205,7 @@ class CommitQueue:
 
     def _land(self, waiting: Waiting) -> None:
         self.landed = waiting.commit.after
-        self._bytes -= len(waiting.commit.value)
+        self._bytes -= waiting.commit.size_bytes
         self._sent = max(0, self._sent - 1)
         self._progress.landed(waiting.commit, time.monotonic() - waiting.since_s)
         self._moved.set()

@@ -26,6 +26,8 @@ PLAIN_BATCH_ENTRIES: Final = 512
 SMALL_REPLY_BYTES: Final = 128 * 1024
 # One reply is received while others are decoded, decided and encoded.
 READERS: Final = 4
+# What a dead letter takes of the server, in events of a batch.
+LETTER_EVENTS: Final = 15
 
 
 class Intake:
@@ -35,16 +37,18 @@ class Intake:
     ``reader`` is the one that receives.
     """
 
-    def __init__(self, server: StreamServer, keys: Keys, engine_name: str) -> None:
-        self._readers = [open_reader(engine_name) for _ in range(READERS)]
+    def __init__(self, server: StreamServer, keys: Keys, settings: Settings) -> None:
+        self._readers = [open_reader(settings.engine) for _ in range(READERS)]
         self.reader = self._readers[0]
         self._server = server
         self._keys = keys
+        # The server holds a read that finds nothing.
+        self._patience_s = (settings.block_ms + settings.reply_timeout_ms) / 1000
 
     async def connect(self) -> ReadConnection:
         """Open the connection; what an earlier one had brought is forgotten."""
         self.reader.abandon()
-        return await self._server.connect(lambda: ReadConnection(self.reader))
+        return await self._server.connect(lambda: ReadConnection(self.reader, self._patience_s))
 
     def take(self, connection: ReadConnection) -> Reader:
         """Return the reader with the reply at hand, which is kept until ``READERS`` more have been taken."""
@@ -74,7 +78,8 @@ class Intake:
 class BatchSize:
     """How many stream entries to ask for: as many as the settings allow, fewer where an entry holds many events.
 
-    It starts small and doubles, because nothing is known of the entries before the first of them were read.
+    A dead letter counts for many events, because each is an entry on the server, which does nothing else meanwhile. It
+    starts small and doubles, because nothing is known of the entries before the first of them were read.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -84,7 +89,9 @@ class BatchSize:
         self._events = settings.batch_events
         self.entries = min(FIRST_BATCH_ENTRIES, self._limit)
 
-    def learn(self, stream_entries: int, events: int) -> None:
-        """Adapt to how many events the entries of a reply had."""
-        target = self._events * stream_entries // max(1, events)
+    def learn(self, batch: Batch) -> None:
+        """Adapt to what ``batch`` had."""
+        counts = batch.counts
+        weight = counts.events + LETTER_EVENTS * counts.dead_letters
+        target = self._events * counts.stream_entries // max(1, weight)
         self.entries = max(1, min(self._limit, 2 * self.entries, target))

@@ -27,6 +27,7 @@ class Line:
         self._deciding = ThreadPoolExecutor(1, "deciding")
         self._finishing = ThreadPoolExecutor(1, "finishing")
         self._under_way: deque[asyncio.Task[None]] = deque()
+        self._most_events: deque[int] = deque(maxlen=BATCHES_UNDER_WAY)
         self._failure: BaseException | None = None
 
     @property
@@ -34,10 +35,20 @@ class Line:
         """Whether nothing is under way."""
         return not self._under_way
 
+    @property
+    def most_events(self) -> int:
+        """The most events that are under way."""
+        return 0 if self.is_empty else sum(self._most_events)
+
     def put(
-        self, decide: Callable[[], None], finish: Callable[[], Finished], then: Callable[[Finished], None]
+        self,
+        decide: Callable[[], None],
+        finish: Callable[[], Finished],
+        then: Callable[[Finished], None],
+        most_events: int,
     ) -> None:
         """Let other threads ``decide`` and ``finish`` a batch, and this one do what is to be done ``then``."""
+        self._most_events.append(most_events)
         finished = self._finishing.submit(self._finish, self._deciding.submit(decide), finish)
         self._under_way.append(asyncio.get_running_loop().create_task(_land(finished, then)))
 

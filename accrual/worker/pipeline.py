@@ -12,7 +12,7 @@ import redis
 import redis.asyncio
 
 from accrual.engine import Batch, BatchHeader, Engine
-from accrual.errors import RulebookError, StreamError
+from accrual.errors import MemoryLimitReached, RulebookError, StreamError
 from accrual.ledger import RulebookRecord, digest_of
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
@@ -30,6 +30,7 @@ from accrual.stream import (
 from accrual.worker.commits import CommitQueue
 from accrual.worker.intake import SMALL_REPLY_BYTES, BatchSize, Intake
 from accrual.worker.line import Line
+from accrual.worker.memory import MemoryLimit
 from accrual.worker.progress import Progress
 from accrual.worker.snapshots import Snapshots
 from accrual.worker.trouble import Trouble
@@ -38,8 +39,8 @@ __all__ = ["Pipeline"]
 
 log = logging.getLogger("accrual.worker")
 
-# How much longer than the server holds a read its answer may take, before the connection is given up.
-REPLY_TIMEOUT_S: Final = 10.0
+# To explain and encode more of them takes too long for the loop, which has a lease to renew.
+INLINE_LETTERS: Final = 500
 
 
 class Pipeline:
@@ -72,6 +73,8 @@ class Pipeline:
         self._snapshots = snapshots
         self._progress = progress
         self._size = BatchSize(settings)
+        self._limit = MemoryLimit(settings.memory_limit_bytes)
+        self._delayed = b""
         self._trouble = Trouble("read connection", settings.backoff_limit_ms)
         self._line = Line()
         # What the last batch that was encoded will leave; the line's, while something is in it.
@@ -140,8 +143,7 @@ class Pipeline:
     async def _reply(self, connection: ReadConnection) -> None:
         """Wait until the reader holds a reply with entries, or without."""
         reader = self._intake.reader
-        async with asyncio.timeout(self._settings.block_ms / 1000 + REPLY_TIMEOUT_S):
-            kind = await connection.reply()
+        kind = await connection.reply()
         if kind == "error":
             raise Refused(reader.error)
         if kind == "status":
@@ -149,58 +151,48 @@ class Pipeline:
         self._trouble.over()
 
     async def _memory(self, reply: Reader) -> None:
-        """Wait until the state may grow by what the reply can need.
-
-        Nothing that a limit still counts is ever given up for room: the input waits on the stream instead.
-        """
-        limit = self._settings.memory_limit_bytes
-        if not limit:
+        """Go on where the state may grow by what the reply can need; otherwise the input waits."""
+        if self._limit.leaves_room_beside(self.engine, reply, self._line.most_events):
             return
         await self._line.emptied()
-        if self._fits(reply, limit):
-            return
-        ms = reply.first[0]
-        self.engine.reclaim(self.engine.rulebook.calendar.day(ms))
-        if self._fits(reply, limit):
-            return
-        log.error(
-            "memory limit reached: memory_bytes=%d limit_bytes=%d: no more input is taken; give it more "
-            "(memory_limit_bytes) and start again",
-            *(self.engine.memory_bytes, limit),
-        )
-        self._progress.trouble = "MEMORY LIMIT REACHED, no input is taken"
-        # Nothing but a restart with another limit, or the end, ends this; heartbeats and commits go on meanwhile.
-        await asyncio.Event().wait()
-
-    def _fits(self, reply: Reader, limit_bytes: int) -> bool:
-        events = max(self._settings.batch_events, reply.entries)
-        return self.engine.memory_bytes + self.engine.headroom_bytes(events) <= limit_bytes
+        try:
+            await self._limit.make_room(self.engine, reply)
+        except MemoryLimitReached as error:
+            await self._progress.stand_still(error)
 
     async def _decide(self, reply: Reader) -> None:
         """Decide a reply, or let the line do so, and send the batch off as soon as it is encoded."""
-        if self._line.is_empty and reply.size < SMALL_REPLY_BYTES:
-            batch = self._intake.decide(self.engine, reply)
-            self._size.learn(batch.counts.stream_entries, batch.counts.events)
-            self._append(batch, self._finished(batch))
+        if not self._line.is_empty or reply.size >= SMALL_REPLY_BYTES:
+            await self._line.room()
+            engine = cast(Any, self.engine)
+            batch = engine.decode_reply(reply)
+            self._line.put(
+                partial(engine.decide, batch),
+                partial(self._finished, batch),
+                partial(self._append, batch),
+                self._limit.most_events(reply),
+            )
             return
-        await self._line.room()
-        engine = cast(Any, self.engine)
-        batch = engine.decode_reply(reply)
-        self._size.learn(*batch.decoded)
-        self._line.put(
-            partial(engine.decide, batch), partial(self._finished, batch), partial(self._append, batch)
-        )
+        batch = self._intake.decide(self.engine, reply)
+        if batch.counts.dead_letters <= INLINE_LETTERS:
+            self._append(batch, self._finished(batch))
+        else:
+            self._line.put(_nothing, partial(self._finished, batch), partial(self._append, batch), 0)
+            await self._line.emptied()
 
     def _finished(self, batch: Batch) -> Commit:
-        """Encode a batch behind the one that was encoded last."""
+        """Encode a batch behind the one that was encoded last, with all that takes long done."""
         before = self._ahead
         value = batch.encode(header_after(before))
         self._ahead = before.after_entries(digest_of(value), batch.through, batch.counts)
-        return Commit(before, self._ahead, value, tuple(batch.rejected))
+        commit = Commit(before, self._ahead, value, tuple(batch.rejected))
+        _ = commit.encoded_letters
+        return commit
 
     def _append(self, batch: Batch, commit: Commit) -> None:
         self._commits.append(commit)
         self._progress.decided(batch)
+        self._size.learn(batch)
 
     async def _adopt_pending(self) -> None:
         """Adopt the rulebook that waits, between two batches; or refuse it with a reason, which changes nothing."""
@@ -213,7 +205,7 @@ class Pipeline:
             if not sha256 or sha256 == self._commits.tail.rulebook_sha256.hex():
                 return
             try:
-                self.adopt(self._acceptable(text))
+                await self.adopt(self._acceptable(text))
             except RulebookError as error:
                 log.warning("rulebook refused: %s", "; ".join(error.findings))
                 await refuse(self._client, self._keys, sha256, "\n".join(error.findings))
@@ -228,9 +220,18 @@ class Pipeline:
             raise RulebookError([f"version {rulebook.version} is not above {in_force}, which is in force"])
         return rulebook
 
-    def adopt(self, rulebook: Rulebook) -> None:
-        """Decide by ``rulebook`` from the next event on."""
-        self.engine.adopt(rulebook)
+    async def adopt(self, rulebook: Rulebook) -> None:
+        """Decide by ``rulebook`` from the next event on; not yet, where there is no memory to move the records."""
+        try:
+            self._limit.check_adoption(self.engine, rulebook)
+        except MemoryLimitReached as error:
+            # It stays pending, or is given again at the next start, and the work goes on without it.
+            if self._delayed != rulebook.digest:
+                log.warning("%s", error)
+                self._delayed = rulebook.digest
+            return
+        # To move millions of records takes longer than a lease may go without being renewed.
+        await asyncio.to_thread(self.engine.adopt, rulebook)
         self.record()
 
     def record(self) -> None:
@@ -246,3 +247,7 @@ class Pipeline:
 def header_after(tail: Checkpoint) -> BatchHeader:
     """Return the header of the batch that comes after ``tail``."""
     return BatchHeader(tail.batch + 1, tail.digest, tail.position, tail.next_seq)
+
+
+def _nothing() -> None:
+    """What is left to decide of a batch that was decided."""

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Final, NoReturn, TextIO
 
 from accrual.engine import Batch
+from accrual.errors import MemoryLimitReached
 from accrual.stream import Checkpoint, Commit
 
 __all__ = ["Progress", "live_stream"]
@@ -38,6 +39,7 @@ class Progress:
         self._interval_batches = 0
         self._warned_of_removal = False
         self.trouble = ""
+        self.doing = "recovering"
         self.events = 0
         self.batches = 0
         self.outcomes: Counter[str] = Counter()
@@ -48,6 +50,7 @@ class Progress:
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Start counting at ``checkpoint``."""
         self.consumed = checkpoint.stream_entries
+        self.doing = "waiting for events"
         self._started_s = self._shown_s = time.monotonic()
 
     def decided(self, batch: Batch) -> None:
@@ -77,6 +80,13 @@ class Progress:
                 "from behind them will not be able to replay it",
                 removed,
             )
+
+    async def stand_still(self, error: MemoryLimitReached) -> NoReturn:
+        """Say that nothing goes on, and why. Only a restart, or the end, ends it; heartbeats and commits go on."""
+        log.error("%s", error)
+        self.trouble = "MEMORY LIMIT REACHED, no input is taken"
+        await asyncio.Event().wait()
+        raise error
 
     @property
     def lag(self) -> int:
@@ -125,7 +135,7 @@ class Progress:
                 f"{rate:,.0f}/s",
                 f"lag {self.lag:,}",
                 f"commit {median_ms:.1f} ms (at most {worst_ms:.1f})",
-                self.trouble or outcomes or "waiting for events",
+                self.trouble or outcomes or self.doing,
                 f"{self.points['granted']:,} points granted",
             )
         )

@@ -25,6 +25,7 @@ from accrual.settings import Settings
 from accrual.stream import Checkpoint, Keys, ReadConnection, Reader, Refused, StreamId, stream_id_text
 from accrual.worker.intake import SMALL_REPLY_BYTES, Intake
 from accrual.worker.line import Line
+from accrual.worker.memory import MemoryLimit
 from accrual.worker.snapshots import resume
 from accrual.worker.trouble import Trouble
 
@@ -39,20 +40,21 @@ REPORT_INTERVAL_S: Final = 10.0
 class Recovery:
     """Rebuilds the engine of a partition, batch by batch.
 
-    ``checkpoint`` is what the replayed batches add up to, and in the end the server's; ``slack_days`` is how the
-    partition's engine was opened at its start.
+    ``checkpoint`` is what the replayed batches add up to, and in the end the server's; ``begun`` is that of the
+    snapshot it started from, if there was one; ``slack_days`` is how the partition's engine was opened at its start.
     """
 
     def __init__(
         self, client: redis.asyncio.Redis, keys: Keys, intake: Intake, secret: Secret, settings: Settings
     ) -> None:
-        self.checkpoint = Checkpoint()
+        self.begun = self.checkpoint = Checkpoint()
         self.slack_days = 0
         self._client = client
         self._keys = keys
         self._intake = intake
         self._secret = secret
         self._settings = settings
+        self._limit = MemoryLimit(settings.memory_limit_bytes)
         self._trouble = Trouble("recovery", settings.backoff_limit_ms)
         self._engine: Engine | None = None
         self._link = Link()
@@ -64,7 +66,7 @@ class Recovery:
         """Return the engine as it was after the batch of the ``committed`` checkpoint.
 
         Raises ``StateMismatch`` where a batch comes out differently or the chain does not end there, ``LedgerError``
-        where it is broken, ``StreamTrimmed`` where events are missing.
+        where it is broken, ``StreamTrimmed`` where events are missing, ``MemoryLimitReached`` where it has no room.
         """
         started_s = time.monotonic()
         await self.follow(committed)
@@ -113,7 +115,7 @@ class Recovery:
         header = resumed.header
         of = header.checkpoint
         self._engine, self.slack_days, self._zone_rules = resumed.engine, header.slack_days, header.zone_rules
-        self.checkpoint = of
+        self.begun = self.checkpoint = of
         self._link = Link(of.batch, of.digest, of.position, of.next_seq, of.rulebook)
 
     async def _replay(self, connection: ReadConnection, values: list[bytes]) -> None:
@@ -126,7 +128,7 @@ class Recovery:
         for value, header in zip(values, headers, strict=True):
             if header.type == "rulebook":
                 await self._line.emptied()
-                self._adopt(value, header)
+                await self._adopt(value, header)
             else:
                 await self._held(connection, header)
                 reply = self._intake.take(connection)
@@ -167,7 +169,7 @@ class Recovery:
                 "came after the snapshot that it starts from, or all of the stream where there is none"
             )
 
-    def _adopt(self, value: bytes, header: Header) -> None:
+    async def _adopt(self, value: bytes, header: Header) -> None:
         record = decode(value)
         assert isinstance(record, RulebookRecord)
         rulebook = _recorded(record)
@@ -175,20 +177,29 @@ class Recovery:
             self._engine = open_engine(self._settings.engine, rulebook, self._secret, record.slack_days, assisted=True)
             self.slack_days = record.slack_days
         else:
-            self._engine.adopt(rulebook)
+            self._limit.check_adoption(self._engine, rulebook)
+            await asyncio.to_thread(self._engine.adopt, rulebook)
         self._zone_rules = record.zone_rules
         self.checkpoint = self.checkpoint.after_rulebook(header.digest, record.version, record.sha256)
 
     async def _decide_again(self, reply: Reader, value: bytes, header: Header) -> None:
         """Decide a batch again, and let the line do so and compare it with the committed one where that pays."""
         engine = cast(Any, self._engine)
+        if not self._limit.leaves_room_beside(engine, reply, self._line.most_events):
+            await self._line.emptied()
+            await self._limit.make_room(engine, reply)
         if reply.size < SMALL_REPLY_BYTES:
             await self._line.emptied()
             _compare(self._intake.decide(engine, reply), value, header)
         else:
             await self._line.room()
             batch = engine.decode_reply(reply)
-            self._line.put(partial(engine.decide, batch), partial(_compare, batch, value, header), _nothing)
+            self._line.put(
+                partial(engine.decide, batch),
+                partial(_compare, batch, value, header),
+                _nothing,
+                self._limit.most_events(reply),
+            )
         self.checkpoint = self.checkpoint.after_entries(header.digest, header.through, header.counts)
 
 

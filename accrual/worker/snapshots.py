@@ -14,13 +14,14 @@ import redis.asyncio
 
 from accrual.blobs import open_store
 from accrual.engine import Engine, Secret, open_engine
-from accrual.errors import AccrualError, BlobError, SnapshotError
+from accrual.errors import AccrualError, BlobError, MemoryLimitReached, SnapshotError
 from accrual.ledger import digest_of
 from accrual.rulebook import parse
 from accrual.settings import Settings
 from accrual.snapshots import Pace, SnapshotCopies, SnapshotDirectory, SnapshotHeader, SnapshotReader
 from accrual.stream import Checkpoint, Keys, stream_id_text, trim_events
 from accrual.worker.commits import CommitQueue
+from accrual.worker.memory import MemoryLimit
 
 __all__ = ["Resumed", "Snapshots", "resume"]
 
@@ -63,6 +64,7 @@ class Snapshots:
         self._keys = Keys(settings.partition)
         self._directory = directory_of(settings)
         self._copies = copies_of(settings)
+        self._limit = MemoryLimit(settings.memory_limit_bytes)
         self._pace = Pace(settings.snapshot_rate_bytes)
         self._begun_s = time.monotonic()
         self._last_batch = -1
@@ -82,6 +84,9 @@ class Snapshots:
             return
         self._begun_s = time.monotonic()
         self._last_batch = tail.batch
+        if not self._limit.allows(engine, engine.headroom_bytes(self._settings.batch_events, imaging=True)):
+            log.warning("snapshot batch=%d put off: memory_limit_bytes has no room for what it keeps", tail.batch)
+            return
         try:
             image = cast(Any, engine).image()
         except MemoryError as error:
@@ -162,7 +167,10 @@ async def resume(
             path = await _path_of(batch, directory, copies)
             with SnapshotReader(path) as reader:
                 await _check_origin(client, settings, secret, committed, path, reader.header)
+                MemoryLimit(settings.memory_limit_bytes).check_image(reader.header.image)
                 engine = await asyncio.to_thread(_restored, reader, secret)
+        except MemoryLimitReached:
+            raise
         except AccrualError as error:
             log.warning("snapshot refused: %s", error)
             continue

@@ -13,7 +13,7 @@ import redis
 import redis.asyncio
 
 from accrual.engine import STREAM_SLACK_DAYS, Engine, Secret, open_engine
-from accrual.errors import StateMismatch, StreamError
+from accrual.errors import MemoryLimitReached, StateMismatch, StreamError
 from accrual.rulebook import Rulebook
 from accrual.settings import Settings
 from accrual.stream import (
@@ -57,7 +57,7 @@ class Worker:
         self._drain = drain
         self._keys = Keys(settings.partition)
         self._server = StreamServer(settings.redis)
-        self._intake = Intake(self._server, self._keys, settings.engine)
+        self._intake = Intake(self._server, self._keys, settings)
         self._client = self._server.async_client()
         self._ownership = Ownership(self._client, self._keys, settings.lease_ms)
         self._progress = Progress(live_stream(settings.progress))
@@ -66,12 +66,15 @@ class Worker:
         self._pipeline: Pipeline | None = None
         self._snapshots: Snapshots | None = None
         self._standby: Recovery | None = None
+        self._standby_is_full = False
 
     async def run(self) -> None:
         """Work until the stream is drained, or SIGTERM or SIGINT comes; then all that was decided has been committed.
 
         Raises ``AccrualError`` where the work cannot go on; nothing is half done then either.
         """
+        for words in _without_effect(self._settings):
+            log.warning("%s", words)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
         try:
@@ -88,6 +91,7 @@ class Worker:
     async def _work(self) -> None:
         owned = await self._own()
         self._tasks.in_background(self._keep())
+        self._tasks.in_background(self._progress.show())
         committed = owned.checkpoint
         engine, slack_days = await self._recover(owned)
         commits = CommitQueue(
@@ -108,11 +112,10 @@ class Worker:
         self._commits, self._pipeline, self._snapshots = commits, pipeline, snapshots
         self._progress.start_from(committed)
         self._tasks.in_background(commits.run())
-        self._tasks.in_background(self._progress.show())
         if committed.batch == 0:
             pipeline.record()
         elif self._is_newer(committed):
-            pipeline.adopt(self._rulebook)
+            await pipeline.adopt(self._rulebook)
         log.info(
             "owner partition=%s batch=%d position=%s rulebook=%d engine=%s",
             *(self._keys.partition, committed.batch, stream_id_text(committed.position)),
@@ -164,12 +167,16 @@ class Worker:
         except (OSError, redis.RedisError):
             # The next attempt to take the partition says it.
             return
-        if seen is None or seen.checkpoint.batch == 0:
+        if seen is None or seen.checkpoint.batch == 0 or self._standby_is_full:
             return
         if self._standby is None or self._standby.checkpoint.batch > seen.checkpoint.batch:
             # A server that came back without its last commits is followed anew.
             self._standby = Recovery(self._client, self._keys, self._intake, seen.secret, self._settings)
-        await self._standby.follow(seen.checkpoint)
+        try:
+            await self._standby.follow(seen.checkpoint)
+        except MemoryLimitReached as error:
+            log.warning("%s (the standby follows no further)", error)
+            self._standby_is_full = True
 
     async def _recover(self, owned: Owned) -> tuple[Engine, int]:
         """Return the engine as the committed batches leave it, and the slack in days with which it was opened."""
@@ -177,7 +184,10 @@ class Worker:
             recovery = self._standby
             if recovery is None:
                 recovery = Recovery(self._client, self._keys, self._intake, owned.secret, self._settings)
-            return await recovery.run(owned.checkpoint), recovery.slack_days
+            try:
+                return await recovery.run(owned.checkpoint), recovery.slack_days
+            except MemoryLimitReached as error:
+                await self._progress.stand_still(error)
         if await self._client.exists(self._keys.ledger):
             raise StateMismatch(f"{self._keys.ledger} has batches, but {self._keys.checkpoint} knows of none")
         engine = open_engine(self._settings.engine, self._rulebook, owned.secret, STREAM_SLACK_DAYS, assisted=True)
@@ -245,3 +255,17 @@ class Worker:
             os._exit(STATUS_CUT_SHORT)
         log.info("stopping")
         self._tasks.stop()
+
+
+def _without_effect(settings: Settings) -> list[str]:
+    """Return in words which settings are given that do nothing beside the others."""
+    plain, given = settings.engine == "reference", []
+    if plain and settings.memory_limit_bytes:
+        given.append("memory_limit_bytes has no effect: the reference engine does not know what memory it takes")
+    if plain and settings.snapshots:
+        given.append("snapshots has no effect: the reference engine takes none, and a restart replays the whole stream")
+    if plain or not settings.snapshots:
+        without = "the reference engine takes no snapshots" if plain else "without snapshots there is nothing to keep"
+        names = [name for name in ("snapshot_store", "trim_input") if getattr(settings, name)]
+        given += [f"{name} has no effect: {without}" for name in names]
+    return given

@@ -144,6 +144,22 @@ def test_lost_replies_and_broken_connections_lose_and_double_nothing(
     check(server)
 
 
+def test_a_commit_connection_that_goes_silent_is_given_up(server: Server, rulebook: Path, rng: random.Random) -> None:
+    """As when a firewall forgets it, or the machine of the old master is gone: no reset, no answer, no end."""
+    client = server.client()
+    flags = ("--batch-entries", "20", "--linger-ms", "0", "--reply-timeout-ms", "300")
+    with Proxy(server.port) as proxy, producing(server, "p", 1500, 1500, rng):
+        with WorkerProcess(proxy.url, "p", rulebook, *flags, lease_ms=5000) as worker:
+            for _ in range(2):
+                wait_for_batch(client, checkpoint_of(client, "p").batch + 3)
+                proxy.silence()
+            wait_for_events(client, 1500)
+            assert worker.finish() == 0, worker.log
+        assert "commit connection: no answer for 0.3 s; trying again" in worker.log
+        assert "Traceback" not in worker.log
+    check(server)
+
+
 @pytest.mark.parametrize("disturb", ["CLIENT KILL", "SCRIPT FLUSH", "CLIENT PAUSE"])
 def test_what_operators_do_is_survived(server: Server, rulebook: Path, rng: random.Random, disturb: str) -> None:
     client = server.client()

@@ -45,6 +45,7 @@ from workers import (
 
 KEYS: Final = Keys("p")
 KEY: Final = bytes(range(32))
+DAY_MS: Final = 86_400_000
 
 
 @pytest.fixture
@@ -307,6 +308,45 @@ def test_an_archive_of_which_all_is_expired_goes_on(client: redis.Redis, archive
     drain_archive(client, archive, archive_retention_days=3650)
     assert archived(archive) == stream_entries(client, "p")[2:]
     assert archive.header(2).entries_before == 2
+
+
+def test_what_is_expired_is_deleted_although_the_archive_cannot_go_on(
+    server: Server, client: redis.Redis, archive: Archive, tmp_path: Path
+) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    for age_days in (40, 31, 1):
+        fill(client, "p", [(f"{now_ms - age_days * DAY_MS}-0", {"e": b"x" * 5000})])
+    drain_archive(client, archive)
+    client.xtrim(KEYS.events, 0)
+    fill(client, "p", [("*", {"e": b"x"})])
+    client.xtrim(KEYS.events, 0)
+    with pytest.raises(StreamTrimmed):
+        drain_archive(client, archive, archive_retention_days=35)
+    assert list(archive.numbers()) == [2, 3]
+    # The place of an archive that another one has replaced, by the command for it.
+    client.delete(KEYS.archive)
+    drain_archive(client, archive_of(tmp_path / "another"), late=True)
+    place = ("--partition", "p", "--archive", str(tmp_path / "archive"))
+    assert command("archive", "expire", *place).returncode == 2
+    done = command("archive", "expire", *place, "--archive-retention-days", "30", "--redis", server.url)
+    assert (done.returncode, done.stdout) == (0, b"segments deleted: 1\n")
+    assert list(archive.numbers()) == [3]
+    done = command("archive", "expire", *place, "--archive-retention-days", "30")
+    assert (done.returncode, done.stdout) == (0, b"segments deleted: 0\n")
+
+
+def test_a_clock_that_runs_ahead_deletes_nothing(
+    client: redis.Redis, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    for age_days in (40, 1):
+        fill(client, "p", [(f"{now_ms - age_days * DAY_MS}-0", {"e": b"x" * 5000})])
+    drain_archive(client, archive)
+    monkeypatch.setattr(time, "time_ns", lambda: (now_ms + 3650 * DAY_MS) * 1_000_000)
+    drain_archive(client, archive, archive_retention_days=60)
+    assert list(archive.numbers()) == [1, 2]
+    drain_archive(client, archive, archive_retention_days=30)
+    assert list(archive.numbers()) == [2]
 
 
 # ---------------------------------------------------------------------------------------------------- trimming

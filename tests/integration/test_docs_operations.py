@@ -15,6 +15,7 @@ import redis
 
 from accrual.client import Producer
 from accrual.stream import Keys
+from archives import archive_of, drain_archive
 from servers import Server, ServerFactory, ServerKind
 from workers import NOON_MS, RULEBOOK, SECRET, WorkerProcess, command, fill, orders, wait_until
 
@@ -183,7 +184,7 @@ def test_an_archiver_needs_just_what_it_is_given(partition: Partition, tmp_path:
     place = ("--archive", tmp_path / "archive")
 
     def archive() -> None:
-        partition.run("archiver", "archive", *place, "--drain")
+        partition.run("archiver", "archive", *place, "--drain", "--archive-retention-days", "36500")
         partition.client.xtrim(KEYS.events, maxlen=0, approximate=False)
         partition.client.delete(KEYS.archive)
         # A late one asks the stream where it begins.
@@ -198,10 +199,15 @@ def test_an_archiver_needs_just_what_it_is_given(partition: Partition, tmp_path:
             client.execute_command(*refused_command)
 
 
-def test_a_reader_needs_just_what_it_is_given(partition: Partition) -> None:
+def test_a_reader_needs_just_what_it_is_given(partition: Partition, tmp_path: Path) -> None:
     partition.drain()
+    drain_archive(partition.client, archive_of(tmp_path / "archive", PARTITION), PARTITION)
+    replay = ("archive", "replay", "--archive", tmp_path / "archive", "--partition", PARTITION)
 
     def read() -> None:
+        secret = {"ACCRUAL_SECRET": SECRET.key.hex()}
+        done = command(*replay, "--redis", partition.url("reader"), variables=secret)
+        assert done.returncode == 0, done.stderr
         assert partition.run("reader", "ledger").count(b"\n") == 199
         assert partition.run("reader", "deadletters").count(b"\n") == 1
         assert partition.run("reader", "rulebook", "show", "--text").decode() == RULEBOOK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,6 +230,37 @@ def test_all_encodings_and_poison_side_by_side(server: Server, rulebook: Path, e
     check(server)
     reasons = {letter["reason"] for letter in dead_letter_lines(server, "p")}
     assert reasons >= {"invalid", "id_conflict", "unknown_kind"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "without_effect"),
+    [
+        (
+            ("--engine", "reference", "--snapshots", "x", "--memory-limit-bytes", "1"),
+            {"snapshots", "memory_limit_bytes"},
+        ),
+        (("--engine", "reference", "--snapshot-store", "x", "--trim-input"), {"snapshot_store", "trim_input"}),
+        (("--snapshot-store", "x", "--trim-input"), {"snapshot_store", "trim_input"}),
+        ((), set()),
+    ],
+)
+def test_settings_that_do_nothing_are_named(
+    valkey: Server, rulebook: Path, flags: tuple[str, ...], without_effect: set[str]
+) -> None:
+    with WorkerProcess(valkey.url, "p", rulebook, "--drain", *flags) as worker:
+        assert worker.wait() == 0, worker.log
+    named = re.findall(r"WARNING (\w+) has no effect: ", worker.log)
+    assert (len(named), set(named)) == (len(without_effect), without_effect)
+
+
+def test_an_entry_with_very_many_bad_items_is_one_commit(valkey: Server, rulebook: Path) -> None:
+    client = valkey.client()
+    many = b"\xdc" + (3000).to_bytes(2, "big") + b"\xc0" * 2999 + compact(order(1))
+    entries = [{"b": many}, *[{"e": b"\xc1"}] * 3000, {"e": compact(order(2))}]
+    fill(client, "p", ((f"{NOON_MS + number}-0", fields) for number, fields in enumerate(entries)))
+    drain(valkey, rulebook)
+    check(valkey)
+    assert client.xlen(Keys("p").deadletters) == 5999
 
 
 def test_the_ledger_does_not_depend_on_the_batches(server: Server, rulebook: Path) -> None:

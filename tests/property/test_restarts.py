@@ -122,7 +122,7 @@ class LocalIntake(Intake):
     """An intake whose connections lead to a partition in memory."""
 
     def __init__(self, partition: Partition) -> None:
-        super().__init__(cast(StreamServer, None), KEYS, "fast")
+        super().__init__(cast(StreamServer, None), KEYS, Settings())
         self._partition = partition
 
     async def connect(self) -> ReadConnection:
@@ -230,7 +230,7 @@ async def live(partition: Partition, run: Run, rulebook: Rulebook, directory: Pa
     if committed.batch == 0:
         pipeline.record()
     elif rulebook.version > committed.rulebook:
-        pipeline.adopt(rulebook)
+        await pipeline.adopt(rulebook)
     entries = partition.entries[: run.until]
     if entries and (end := (entries[-1].ms, entries[-1].seq)) > committed.position:
         await pipeline.run(end)

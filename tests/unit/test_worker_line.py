@@ -22,7 +22,7 @@ def test_batches_are_decided_finished_and_committed_in_order() -> None:
         line = Line()
         for number in range(BATCHES):
             await line.room()
-            line.put(adding(decided, number), adding(finished, number), lambda _, number=number: committed.append(number))
+            line.put(adding(decided, number), adding(finished, number), lambda _, number=number: committed.append(number), 1)
         await line.emptied()
         assert line.is_empty
         line.close()
@@ -40,7 +40,7 @@ def test_no_more_are_under_way_than_the_engine_keeps() -> None:
         line, free = Line(), threading.Event()
         for _ in range(BATCHES_UNDER_WAY):
             await line.room()
-            line.put(lambda: None, free.wait, lambda _: None)
+            line.put(lambda: None, free.wait, lambda _: None, 1)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(line.room(), 0.05)
         free.set()
@@ -64,8 +64,9 @@ def test_nothing_behind_a_failure_is_committed(step: str) -> None:
             fail if step == "decide" else lambda: None,
             fail if step == "finish" else lambda: None,
             lambda _: committed.append("failed"),
+            1,
         )
-        line.put(lambda: None, lambda: None, lambda _: committed.append("behind"))
+        line.put(lambda: None, lambda: None, lambda _: committed.append("behind"), 1)
         for _ in range(2):
             with pytest.raises(MemoryError, match=step):
                 await line.emptied()
@@ -81,7 +82,7 @@ def test_who_stops_waiting_loses_nothing() -> None:
 
     async def run() -> None:
         line, free = Line(), threading.Event()
-        line.put(free.wait, lambda: 1, committed.append)
+        line.put(free.wait, lambda: 1, committed.append, 1)
         waiting = asyncio.create_task(line.emptied())
         await asyncio.sleep(0)
         waiting.cancel()
