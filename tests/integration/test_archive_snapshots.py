@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,8 @@ def run(server: Server, rulebook: Path, directory: Path, store: str, events: int
         wait_until(lambda: "trimmed entries=" in worker.said, "the input is trimmed")
         fill(client, "p", orders(events, events + 1))
         wait_until(lambda: checkpoint_of(client, "p").events == events, "the last is committed")
+        last = rf"snapshot batch={checkpoint_of(client, 'p').batch} .*trimmed entries="
+        wait_until(lambda: bool(re.search(last, worker.said, re.DOTALL)), "the last snapshot is copied")
         assert worker.finish() == 0, worker.log
         return worker.said
 

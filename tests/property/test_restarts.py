@@ -130,6 +130,7 @@ class Landing:
     """Commits of which the first ``landing`` land at once, and the others never; ``None``: all do."""
 
     has_room = True
+    nonce = "me"
 
     def __init__(self, partition: Partition, landing: int | None) -> None:
         self.tail = self.landed = partition.checkpoint
@@ -146,6 +147,10 @@ class Landing:
 
     async def room(self) -> None:
         pass
+
+    async def reached(self, batch: int) -> None:
+        if self.landed.batch < batch:
+            raise ConnectionError("the worker is killed before that")
 
 
 # ---------------------------------------------------------------------------------------------------- runs
@@ -230,7 +235,7 @@ async def live(partition: Partition, run: Run, rulebook: Rulebook, directory: Pa
     entries = partition.entries[: run.until]
     if entries and (end := (entries[-1].ms, entries[-1].seq)) > committed.position:
         await pipeline.run(end)
-    await snapshots.end()
+    await snapshots.finished()
 
 
 def damage(directory: Path, how: str) -> None:
