@@ -15,7 +15,7 @@ import redis.asyncio
 
 from accrual.blobs import open_store
 from accrual.engine import Engine, Secret, open_engine
-from accrual.errors import AccrualError, BlobError, SnapshotError, StateMismatch
+from accrual.errors import AccrualError, BlobError, RulebookError, SnapshotError, StateMismatch
 from accrual.ledger import digest_of
 from accrual.rulebook import parse
 from accrual.settings import Settings
@@ -218,12 +218,13 @@ async def resume(
                     await _fetch(copies, batch, directory)
                 with SnapshotReader(path) as reader:
                     await _check_origin(client, settings, secret, committed, reader.header)
-                    engine = await in_thread(_restored, reader, secret)
+                    engine = await in_thread(_restored, path, reader, secret)
             except SnapshotError as error:
                 log.warning("snapshot refused: %s", error)
-            except (AccrualError, MemoryError) as error:
+            except (StateMismatch, MemoryError) as error:
                 # Of such a file no copy is better.
-                log.warning("snapshot refused: %s: %s", path, str(error) or "there is no memory for its state")
+                reason = "there is no memory for its state" if isinstance(error, MemoryError) else error
+                log.warning("snapshot refused: %s: %s", path, reason)
                 break
             else:
                 log.info("snapshot read file=%s batch=%d", path.name, batch)
@@ -267,11 +268,15 @@ async def _check_origin(
         raise StateMismatch(f"the ledger has another batch {of.batch}: it is of another stream")
 
 
-def _restored(reader: SnapshotReader, secret: Secret) -> Engine:
+def _restored(path: Path, reader: SnapshotReader, secret: Secret) -> Engine:
     """Fill a new engine; for another thread, because it takes a while."""
     header = reader.header
-    engine = open_engine("fast", parse(header.rulebook), secret, header.slack_days, assisted=True)
-    cast(Any, engine).restore(header.image, reader, reader.finish)
+    try:
+        engine = open_engine("fast", parse(header.rulebook), secret, header.slack_days, assisted=True)
+        cast(Any, engine).restore(header.image, reader, reader.finish)
+    except (RulebookError, StateMismatch) as error:
+        # Damage may show in many ways before all is read and the digest tells.
+        raise SnapshotError(f"{path}: {error}") from None
     return engine
 
 

@@ -100,6 +100,18 @@ def test_a_copy_that_is_damaged_is_not_believed(valkey: Server, rulebook: Path, 
     assert f"snapshot read file=p-{copies[0].name}" in said
 
 
+def test_a_damaged_file_is_replaced_by_its_copy(valkey: Server, rulebook: Path, tmp_path: Path) -> None:
+    store = tmp_path / "copies"
+    run(valkey, rulebook, tmp_path / "one", str(store), 2000)
+    newest = max((tmp_path / "one").iterdir())
+    data = newest.read_bytes()
+    newest.write_bytes(data[:-100] + b"x" * 100)
+    said = run(valkey, rulebook, tmp_path / "one", str(store), 2100)
+    assert re.search(rf"snapshot refused: .*{re.escape(newest.name)}: ", said)
+    assert f"snapshot fetched file={newest.name}" in said
+    assert f"snapshot read file={newest.name}" in said
+
+
 def test_without_its_copy_nothing_is_trimmed(valkey: Server, rulebook: Path, tmp_path: Path) -> None:
     client = valkey.client()
     fill(client, "p", orders(1, 2000))

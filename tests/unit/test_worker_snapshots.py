@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
@@ -18,7 +19,7 @@ from accrual.settings import Settings
 from accrual.snapshots import SnapshotDirectory
 from accrual.stream import Checkpoint
 from accrual.worker.commits import CommitQueue
-from accrual.worker.snapshots import Snapshots
+from accrual.worker.snapshots import Snapshots, resume
 from workers import RULEBOOK, SECRET
 
 
@@ -78,7 +79,9 @@ class Server:
         return [(first.encode(), {b"batch": value_of(number)})]
 
 
-def test_a_snapshot_for_which_there_is_no_memory_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_snapshot_for_which_there_is_no_memory_is_given_up_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = Settings(partition="p", snapshots=str(tmp_path), snapshot_interval_s=0)
     engine = Engine()
 
@@ -98,3 +101,15 @@ def test_a_snapshot_for_which_there_is_no_memory_is_given_up(tmp_path: Path, cap
     ]
     assert [header.checkpoint.batch for header in SnapshotDirectory(tmp_path, "p").headers()] == [3]
     assert [path.name for path in tmp_path.iterdir()] == ["p-000000000003.snapshot"]
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    caplog.clear()
+    committed = Checkpoint(batch=3)
+    with patch("accrual.worker.snapshots.open_engine", no_memory):
+        assert asyncio.run(resume(cast(Any, Server()), settings, Secret(bytes(16)), committed)) is None
+    path = tmp_path / "p-000000000003.snapshot"
+    assert [record.message for record in caplog.records] == [
+        f"snapshot refused: {path}: there is no memory for its state"
+    ]
