@@ -138,6 +138,8 @@ class Snapshots:
         except (OSError, AccrualError, MemoryError, redis.RedisError, asyncio.CancelledError) as error:
             if self._pace.stopped:
                 log.info("snapshot batch=%d was given up: the worker ends", batch)
+            elif isinstance(error, redis.RedisError):
+                log.warning("older snapshots were not removed, nor was the events stream trimmed: %s", _reason(error))
             else:
                 # The work goes on; the next one may find room.
                 log.warning("snapshot batch=%d failed: %s", batch, _reason(error))
