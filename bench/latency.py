@@ -431,7 +431,9 @@ def _under_snapshots(
         worker.said("owner partition")
         tell(f"latency, snapshot: {load.events:,} events on a state of {settings.snapshot_members:,} members")
         measured = _through_worker(server, load)
-        # It ends only when a snapshot that it has begun is whole.
+        # Told to end, it would give up a snapshot that it has begun, which has a name with a dot until it is whole.
+        while any((directory / "snapshots").glob(".*")):
+            time.sleep(0.1)
         worker.end()
     if failed := worker.all_said(r" snapshot batch=\d+ (was given up|failed)"):
         raise RuntimeError(failed[0].text)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from accrual.stream import COMMIT
-from accrual.stream.scripts import ACQUIRE, HEARTBEAT, RELEASE
+from accrual.stream.scripts import ACQUIRE, HEARTBEAT, RELEASE, TRIM
 from proxy import Proxy
 
 __all__ = ["Cut", "CuttingProxy", "Where", "whole_commands"]
@@ -24,7 +24,13 @@ Where = Literal["before", "in request", "executed", "in reply", "answered"]
 
 SCRIPTS: Final = {
     script.sha1.encode(): name
-    for name, script in {"commit": COMMIT, "acquire": ACQUIRE, "heartbeat": HEARTBEAT, "release": RELEASE}.items()
+    for name, script in {
+        "commit": COMMIT,
+        "acquire": ACQUIRE,
+        "heartbeat": HEARTBEAT,
+        "release": RELEASE,
+        "trim": TRIM,
+    }.items()
 }
 
 # Which word of a commit has the digest of the rulebook that it adopts; it is empty in all others.

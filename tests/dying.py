@@ -4,10 +4,10 @@
 
     python tests/dying.py fsync:2:before worker --snapshots ...
 
-A step is a call of the operating system by a thread that writes a snapshot: the file is opened, a piece is written, the
-file is brought to the disk, renamed, an old one is removed, the directory is brought to the disk. Calls are counted by
-name over the life of the process. Nothing of this is in the product: Python tells a profiler of every call of a
-function that is written in C.
+A step is a call of the operating system by a thread that writes a snapshot, copies it or reads one back: the file is
+opened, a piece is written or read, the file is brought to the disk, renamed, an old one is removed, the directory is
+brought to the disk. Calls are counted by name over the life of the process. Nothing of this is in the product: Python
+tells a profiler of every call of a function that is written in C.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-CALLS: Final = frozenset({"open", "write", "fsync", "close", "replace", "unlink"})
+CALLS: Final = frozenset({"open", "write", "readinto", "fsync", "close", "replace", "unlink"})
 
 
 class Step:

@@ -31,9 +31,12 @@ __all__ = ["check", "check_like", "drain", "producing"]
 
 @contextmanager
 def producing(
-    server: Server, partition: str, count: int, per_second: int, rng: random.Random
+    server: Server, partition: str, count: int, per_second: int, rng: random.Random, *copies: str
 ) -> Iterator[threading.Thread]:
-    """Add ``count`` entries in the background: some duplicates, some conflicts, some poison."""
+    """Add ``count`` entries in the background: some duplicates, some conflicts, some poison.
+
+    ``copies`` are partitions that get the same.
+    """
     entries = []
     for number in range(1, count + 1):
         chosen = rng.choice([number] * 8 + [rng.randrange(1, number + 1)])
@@ -47,7 +50,8 @@ def producing(
         for first in range(0, count, 50):
             if stop.is_set():
                 break
-            fill(client, partition, entries[first : first + 50])
+            for name in (partition, *copies):
+                fill(client, name, entries[first : first + 50])
             time.sleep(50 / per_second)
         client.close()
 

@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, Self
 
@@ -208,9 +208,12 @@ class FastEngine:
         self._image = self._core.image()
         return EngineImage(self._image, self._layouts.description(), self._deciding)
 
-    def restore(self, description: dict[str, Any], source: ImageSource) -> None:
+    def restore(
+        self, description: dict[str, Any], source: ImageSource, check: Callable[[], object] = lambda: None
+    ) -> None:
         """Take on the state of an image: ``description`` is its own, ``source`` has its bytes.
 
+        ``check`` is called when all of them were read, and before anything is made of them; it may raise what it likes.
         The engine must be new, with the rulebook that was in force. Raises ``StateMismatch`` where the image is not one
         of such an engine; the engine is of no use then.
         """
@@ -224,7 +227,12 @@ class FastEngine:
             raise StateMismatch("the image has its records laid out in another way")
         try:
             with ThreadPoolExecutor() as threads:
-                self._core.restore(description["shape"], source, threads.map)
+
+                def checked(work: Callable[[int], None], tables: Iterable[int]) -> Iterator[None]:
+                    check()
+                    return threads.map(work, tables)
+
+                self._core.restore(description["shape"], source, checked)
         except (ValueError, KeyError, TypeError) as error:
             raise StateMismatch(f"the image does not fit: {error}") from None
 

@@ -1,4 +1,8 @@
-"""The snapshots of a partition in a directory: the newest few are kept."""
+"""The snapshots of a partition in a directory.
+
+A snapshot is written under a name that starts with a dot, and gets its own once its batch is in the ledger: so a file
+with the name of a snapshot was of this ledger when it got it.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,14 @@ LEFT_OVER: Final = re.compile(r"\.(?P<partition>.+)-\d{12}\.snapshot\.\d+")
 
 
 class SnapshotDirectory:
-    """Keeps the ``kept`` newest snapshots of ``partition`` in ``directory``, which is made if it does not exist.
+    """Holds the snapshots of ``partition`` in ``directory``, which is made if it does not exist.
 
     Raises ``SnapshotError`` where it cannot be made, or later on not be read.
     """
 
-    def __init__(self, directory: Path, partition: str, kept: int) -> None:
+    def __init__(self, directory: Path, partition: str) -> None:
         self._directory = directory
         self._partition = partition
-        self._kept = kept
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -46,26 +49,30 @@ class SnapshotDirectory:
         return sorted((int(match["batch"]) for _, match in self._matching(NAME)), reverse=True)
 
     def write(self, header: SnapshotHeader, image: Image, pace: Pace) -> int | None:
-        """Write a snapshot and remove those that are too many; return its size, or ``None`` if its image was lost."""
-        size = write_snapshot(self.path_of(header.checkpoint.batch), header, image, pace)
-        if size is not None:
-            self._prune()
-        return size
+        """Write a snapshot that is still to be published; return its size, or ``None`` if its image was lost."""
+        return write_snapshot(self._unpublished(header.checkpoint.batch), header, image, pace)
+
+    def publish(self, batch: int) -> None:
+        """Give the snapshot of ``batch`` that was written its name."""
+        self._unpublished(batch).replace(self.path_of(batch))
+        sync_directory(self._directory)
+
+    def discard(self, batch: int) -> None:
+        """Remove the snapshot of ``batch`` if it was written and not published."""
+        self._unpublished(batch).unlink(missing_ok=True)
 
     def take(self, batch: int, pieces: Iterable[bytes]) -> Path:
         """Write the bytes of a snapshot that was made elsewhere, whole or not at all, and return its path."""
-        path = self.path_of(batch)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = self._unpublished(batch)
         try:
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            self.publish(batch)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_directory(self._directory)
-        return path
+        return self.path_of(batch)
 
     def headers(self) -> list[SnapshotHeader]:
         """Return the headers of the snapshots that have a sound one, the newest first."""
@@ -78,11 +85,21 @@ class SnapshotDirectory:
                 continue
         return headers
 
-    def _prune(self) -> None:
-        # A file of another process that was killed while it wrote it is of no use to anybody.
-        for path in [*self.paths()[self._kept :], *(path for path, _ in self._matching(LEFT_OVER))]:
-            path.unlink(missing_ok=True)
+    def remove_before(self, batch: int) -> None:
+        """Remove the snapshots of batches before ``batch``, whatever they are."""
+        for older in self.batches():
+            if older < batch:
+                self.path_of(older).unlink(missing_ok=True)
         sync_directory(self._directory)
+
+    def tidy(self) -> None:
+        """Remove what others have left behind that were killed while they wrote: it is of no use to anybody."""
+        for path, _ in self._matching(LEFT_OVER):
+            path.unlink(missing_ok=True)
+
+    def _unpublished(self, batch: int) -> Path:
+        path = self.path_of(batch)
+        return path.with_name(f".{path.name}.{os.getpid()}")
 
     def _matching(self, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
         try:

@@ -66,29 +66,29 @@ class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_snapshot(path: Path, header: SnapshotHeader, image: Image, pace: Pace) -> int | None:
-    """Write a snapshot so that ``path`` has all of it or does not exist, and return its size in bytes.
+    """Write a snapshot to ``path``, bring it to the disk, and return its size in bytes.
 
-    Returns ``None``, leaving nothing, if the image was lost while it was written. ``OSError`` passes through.
+    Returns ``None``, leaving nothing, if the image was lost while it was written. Nothing is left behind an error
+    either: ``OSError`` passes through, and what ``pace`` raises where it was stopped.
     """
     encoded = msgspec.msgpack.encode(header)
     head = HEAD.pack(MAGIC, FORMAT, len(encoded)) + encoded
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # It holds member names and the key of the fingerprints.
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
             sink = _Digesting(file, pace)
             sink.write(head)
             sink.write(sink.digest())
             whole = image.write(sink.write)
             sink.write(sink.digest())
             os.fsync(file.fileno())
-        if not whole:
-            return None
-        temporary.replace(path)
-        sync_directory(path.parent)
-        return sink.size
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if not whole:
+        path.unlink(missing_ok=True)
+        return None
+    return sink.size
 
 
 def sync_directory(directory: Path) -> None:

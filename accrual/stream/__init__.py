@@ -43,7 +43,7 @@ from accrual.stream.ownership import Heartbeat, Held, Owned, Ownership, secret_c
 from accrual.stream.replies import PlainReplyReader, Reader, open_reader
 from accrual.stream.resp import command
 from accrual.stream.rulebooks import Standing, offer, pending_text, refuse, standing
-from accrual.stream.safety import check_server
+from accrual.stream.safety import check_eviction, check_server
 from accrual.stream.scripts import COMMIT
 from accrual.stream.server import StreamServer, without_password
 
@@ -72,6 +72,7 @@ __all__ = [
     "StreamServer",
     "Trimmed",
     "archive_standing",
+    "check_eviction",
     "check_server",
     "checkpoint_of",
     "command",

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Takes the partition, unless another worker's lease on it runs.
+-- Takes the partition, unless another worker's lease on it runs. A worker that could never take it is told at once.
 --
 -- KEYS  1 checkpoint  2 lease
 -- ARGV  1 nonce  2 name of the worker, for people  3 duration of the lease in ms
@@ -8,16 +8,16 @@
 local checkpoint, lease = KEYS[1], KEYS[2]
 local nonce, name, duration_ms, configured, new_secret, new_check = unpack(ARGV)
 
-local holder = redis.call('GET', lease)
-if holder and holder ~= nonce then
-  return { 'held', redis.call('HGET', checkpoint, 'owner_name') or '', redis.call('PTTL', lease) }
-end
-
 local check, secret = unpack(redis.call('HMGET', checkpoint, 'secret_check', 'secret'))
 if check and configured ~= '' and configured ~= check then
   return { 'secret', 'the configured secret is not the one that the partition was started with' }
 elseif check and configured == '' and not secret then
   return { 'secret', 'the partition was started with a configured secret, and none is configured now' }
+end
+
+local holder = redis.call('GET', lease)
+if holder and holder ~= nonce then
+  return { 'held', redis.call('HGET', checkpoint, 'owner_name') or '', redis.call('PTTL', lease) }
 end
 
 redis.call('SET', lease, nonce, 'PX', duration_ms)

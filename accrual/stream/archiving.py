@@ -15,6 +15,7 @@ import redis.asyncio
 from accrual.errors import StreamTrimmed
 from accrual.events import StreamEntry
 from accrual.stream.checkpoint import NO_DIGEST, START, StreamId, parse_stream_id, stream_id_text
+from accrual.stream.commit import lost_to
 from accrual.stream.keys import Keys
 from accrual.stream.scripts import ARCHIVE, ARCHIVED, TRIM
 from accrual.stream.server import with_fields_in_order
@@ -98,16 +99,21 @@ def entries_after(client: redis.Redis, keys: Keys, after: StreamId, through: Str
         entries = max(1, min(LARGEST_PAGE_ENTRIES, 2 * entries, fitting))
 
 
-async def trim_events(client: redis.asyncio.Redis, keys: Keys, before: StreamId, *, archived: bool) -> Trimmed:
-    """Remove the events before ``before``, as far as the archive has them. The server leaves some that it might remove.
+async def trim_events(
+    client: redis.asyncio.Redis, keys: Keys, nonce: str, before: StreamId, *, archived: bool
+) -> Trimmed:
+    """Remove the events before ``before``, as far as they were consumed and the archive has them.
 
-    ``archived`` says that there is to be an archive: until it has begun nothing is removed.
+    The server leaves some that it might remove. ``archived`` says that there is to be an archive: until it has begun
+    nothing is removed. Raises ``OwnershipLost`` where ``nonce`` is not the owner's.
     """
     script: Any = client.register_script(TRIM.text)
-    arguments = [stream_id_text(before), "1" if archived else ""]
+    arguments = [nonce, stream_id_text(before), "1" if archived else ""]
     total = 0
     while True:
-        removed, stays = await script(keys=[keys.events, keys.archive], args=arguments)
-        total += removed
-        if not removed:
-            return Trimmed(total, parse_stream_id(stays))
+        status, value, *rest = await script(keys=[keys.checkpoint, keys.events, keys.archive], args=arguments)
+        if status == b"owner":
+            raise lost_to(value)
+        total += rest[0]
+        if not rest[0]:
+            return Trimmed(total, parse_stream_id(value))

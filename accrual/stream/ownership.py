@@ -83,10 +83,7 @@ class Ownership:
         return Owned(Checkpoint.from_hash(fields), secret)
 
     async def look(self, configured: Secret | None) -> Owned | None:
-        """Return what ``acquire`` would, without taking the partition.
-
-        ``None`` where it was never started, or was with a secret that is not ours.
-        """
+        """Return what ``acquire`` would, without taking the partition; ``None`` where it was never started."""
         fields: Any = await self._client.hgetall(self._keys.checkpoint)
         kept = fields.get(b"secret", b"").decode()
         secret = configured or (Secret(bytes.fromhex(kept)) if kept else None)
@@ -94,11 +91,14 @@ class Ownership:
             return None
         return Owned(Checkpoint.from_hash(fields), secret)
 
-    async def beat(self) -> Heartbeat:
-        """Renew the lease. Raises ``OwnershipLost``, or ``StreamTrimmed`` where unread entries have disappeared."""
+    async def beat(self, trouble: str = "") -> Heartbeat:
+        """Renew the lease, and leave word of the ``trouble`` there is, empty if there is none.
+
+        Raises ``OwnershipLost``, or ``StreamTrimmed`` where unread entries have disappeared.
+        """
         status, why, *values = await self._heartbeat(
             keys=[self._keys.checkpoint, self._keys.lease, self._keys.events, self._keys.rulebooks],
-            args=[self.nonce, self._lease_ms],
+            args=[self.nonce, self._lease_ms, trouble],
         )
         if status == b"owner":
             raise lost_to(why)

@@ -7,5 +7,5 @@ local checkpoint, lease = KEYS[1], KEYS[2]
 if redis.call('HGET', checkpoint, 'owner') ~= ARGV[1] then
   return 0
 end
-redis.call('HDEL', checkpoint, 'owner', 'owner_name')
+redis.call('HDEL', checkpoint, 'owner', 'owner_name', 'trouble')
 return redis.call('DEL', lease)

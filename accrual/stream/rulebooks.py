@@ -10,6 +10,7 @@ import redis.asyncio
 
 from accrual.rulebook import Rulebook
 from accrual.stream.checkpoint import Checkpoint
+from accrual.stream.commit import lost_to
 from accrual.stream.keys import Keys
 from accrual.stream.scripts import REFUSE
 
@@ -57,7 +58,9 @@ async def pending_text(client: redis.asyncio.Redis, keys: Keys) -> tuple[str, st
     return (sha256 or b"").decode(), (text or b"").decode(errors="replace")
 
 
-async def refuse(client: redis.asyncio.Redis, keys: Keys, sha256: str, why: str) -> None:
-    """Mark the pending rulebook as refused, unless another has taken its place."""
+async def refuse(client: redis.asyncio.Redis, keys: Keys, nonce: str, sha256: str, why: str) -> None:
+    """Mark the pending rulebook as refused, unless another has taken its place. Raises ``OwnershipLost``."""
     script: Any = client.register_script(REFUSE.text)
-    await script(keys=[keys.rulebooks], args=[sha256, why])
+    status, *values = await script(keys=[keys.checkpoint, keys.rulebooks], args=[nonce, sha256, why])
+    if status == b"owner":
+        raise lost_to(values[0])

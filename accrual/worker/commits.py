@@ -44,7 +44,7 @@ class CommitQueue:
     """The batches of one worker between decision and landing.
 
     ``landed`` is the last checkpoint that the server has acknowledged, ``tail`` the one that the last batch appended
-    will leave. ``run`` must be running for anything to land.
+    will leave; ``nonce`` is the owner's. ``run`` must be running for anything to land.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class CommitQueue:
     ) -> None:
         self.landed = checkpoint
         self.tail = checkpoint
+        self.nonce = nonce
         self._server = server
         self._keys = keys
-        self._nonce = nonce
         self._limit_batches = settings.in_flight_batches
         self._limit_bytes = settings.in_flight_bytes
         self._patience_s = settings.reply_timeout_ms / 1000
@@ -94,6 +94,11 @@ class CommitQueue:
         while self._queue:
             await self._next_move()
 
+    async def reached(self, batch: int) -> None:
+        """Wait until ``batch`` has landed."""
+        while self.landed.batch < batch:
+            await self._next_move()
+
     @property
     def waiting(self) -> int:
         """How many batches have not landed yet."""
@@ -123,7 +128,7 @@ class CommitQueue:
         await connection.call("SCRIPT", "LOAD", COMMIT.text)
         values = await connection.call("HGETALL", self._keys.checkpoint)
         fields = dict(zip(values[::2], values[1::2], strict=True))
-        if fields and fields.get(b"owner") != self._nonce.encode():
+        if fields and fields.get(b"owner") != self.nonce.encode():
             raise lost_to(fields.get(b"owner_name", b""))
         self._settle(Checkpoint.from_hash(fields))
         self._connection = connection
@@ -158,7 +163,7 @@ class CommitQueue:
         limit = 1 if self._probing else len(self._queue)
         while self._sent < limit and self._sent < len(self._queue):
             try:
-                self._connection.send(self._queue[self._sent].commit.command(self._keys, self._nonce))
+                self._connection.send(self._queue[self._sent].commit.command(self._keys, self.nonce))
             except ConnectionError:
                 # Whoever waits for the answers hears of it too, and mends it.
                 return

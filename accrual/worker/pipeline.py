@@ -208,7 +208,7 @@ class Pipeline:
                 await self.adopt(self._acceptable(text))
             except RulebookError as error:
                 log.warning("rulebook refused: %s", "; ".join(error.findings))
-                await refuse(self._client, self._keys, sha256, "\n".join(error.findings))
+                await refuse(self._client, self._keys, self._commits.nonce, sha256, "\n".join(error.findings))
         except (OSError, redis.RedisError) as error:
             # The next heartbeat finds it again.
             log.warning("the pending rulebook cannot be read: %s", error)

@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 
 from accrual.engine import Batch, BatchHeader, Engine, Secret, open_engine
-from accrual.errors import RulebookError, StateMismatch, StreamError, StreamTrimmed
+from accrual.errors import LedgerError, RulebookError, StateMismatch, StreamError, StreamTrimmed
 from accrual.ledger import Chain, EntriesBatch, Header, Link, RulebookRecord, decode, entry_line
 from accrual.rulebook import Rulebook, parse
 from accrual.settings import Settings
@@ -61,6 +61,7 @@ class Recovery:
         self._zone_rules = ""
         self._looked_for_snapshots = False
         self._line = Line()
+        self._replayed = 0
 
     async def run(self, committed: Checkpoint) -> Engine:
         """Return the engine as it was after the batch of the ``committed`` checkpoint.
@@ -68,17 +69,23 @@ class Recovery:
         Raises ``StateMismatch`` where a batch comes out differently or the chain does not end there, ``LedgerError``
         where it is broken, ``StreamTrimmed`` where events are missing, ``MemoryLimitReached`` where it has no room.
         """
-        started_s = time.monotonic()
+        started_s, replayed = time.monotonic(), self._replayed
         await self.follow(committed)
         if self.checkpoint != committed or self._engine is None:
             raise StateMismatch(f"the ledger adds up to {self.checkpoint}, but the checkpoint says {committed}")
         if self._zone_rules != (installed := importlib.metadata.version("tzdata")):
             log.warning("zone rules: the ledger was decided with tzdata %s, here is %s", self._zone_rules, installed)
         log.info(
-            "recovered batches=%d events=%d rulebook=%d seconds=%.2f",
-            *(committed.batch, committed.events, committed.rulebook, time.monotonic() - started_s),
+            "recovered batches=%d events=%d rulebook=%d replayed=%d seconds=%.2f",
+            *(committed.batch, committed.events, committed.rulebook, self._replayed - replayed),
+            time.monotonic() - started_s,
         )
+        self._line.close()
         return self._engine
+
+    def leads_to(self, committed: Checkpoint) -> bool:
+        """Tell whether ``committed`` may lie ahead: a server that has lost commits is behind, or went elsewhere."""
+        return self.checkpoint.batch < committed.batch or self.checkpoint == committed
 
     async def follow(self, committed: Checkpoint) -> None:
         """Go on to the ``committed`` checkpoint; a standby does so again and again. Raises as ``run`` does."""
@@ -136,6 +143,7 @@ class Recovery:
                 await asyncio.sleep(0)
                 await self._decide_again(reply, value, header)
             self._link = header.link
+            self._replayed += 1
         await self._line.emptied()
 
     def _page(self, after: int, last: int) -> asyncio.Task[list[bytes]]:
@@ -147,7 +155,7 @@ class Recovery:
             return []
         page: Any = await self._client.xrange(self._keys.ledger, f"{first}-0", f"{last}-0", PAGE_BATCHES)
         if not page:
-            raise StateMismatch(f"the ledger ends at batch {first - 1}, but the checkpoint is at batch {last}")
+            raise LedgerError(f"the ledger ends at batch {first - 1}, but the checkpoint is at batch {last}")
         return [fields.get(b"batch", b"") for _, fields in page]
 
     def _ask(self, connection: ReadConnection, stretch: tuple[StreamId, StreamId] | None) -> None:

@@ -1,12 +1,42 @@
-"""Tasks that live and end together: one in the foreground, others that it cannot do without."""
+"""Tasks that live and end together: one in the foreground, others that it cannot do without; and work in threads."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-__all__ = ["Tasks"]
+__all__ = ["Tasks", "in_thread"]
+
+ResultT = TypeVar("ResultT")
+
+
+async def in_thread(function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    """Call ``function`` in a thread of its own, for whose end no end of the process waits.
+
+    A pool's thread would hold the process up for as long as a disk or a store is silent.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ResultT] = loop.create_future()
+
+    def tell(settle: Callable[[Any], None], value: object) -> None:
+        if not future.done():
+            settle(value)
+
+    def call() -> None:
+        answer: tuple[Callable[[Any], None], object]
+        try:
+            answer = (future.set_result, function(*arguments))
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            answer = (future.set_exception, error)
+        # Nobody may be there any more to hear it.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, *answer)
+
+    threading.Thread(target=call, daemon=True, name=getattr(function, "__name__", "work")).start()
+    return await future
 
 
 class Tasks:

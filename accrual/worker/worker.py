@@ -7,13 +7,14 @@ import gc
 import logging
 import os
 import signal
+import time
 from typing import Any, Final
 
 import redis
 import redis.asyncio
 
 from accrual.engine import STREAM_SLACK_DAYS, Engine, Secret, open_engine
-from accrual.errors import MemoryLimitReached, StateMismatch, StreamError
+from accrual.errors import LedgerError, MemoryLimitReached, StateMismatch, StreamError, StreamTrimmed
 from accrual.rulebook import Rulebook
 from accrual.settings import Settings
 from accrual.stream import (
@@ -24,6 +25,7 @@ from accrual.stream import (
     Ownership,
     StreamId,
     StreamServer,
+    check_eviction,
     check_server,
     parse_stream_id,
     stream_id_text,
@@ -43,6 +45,10 @@ log = logging.getLogger("accrual.worker")
 
 RELEASE_TIMEOUT_S: Final = 1.0
 STATUS_CUT_SHORT: Final = 1
+# How often it is asked whether the server has become one that evicts; an operator changes that, or a failover.
+SAFETY_INTERVAL_S: Final = 5.0
+# How soon a standby that found no way to a warm state looks for a snapshot again.
+COLD_PAUSE_S: Final = 10.0
 
 
 class Worker:
@@ -67,6 +73,7 @@ class Worker:
         self._snapshots: Snapshots | None = None
         self._standby: Recovery | None = None
         self._standby_is_full = False
+        self._cold_until_s = 0.0
 
     async def run(self) -> None:
         """Work until the stream is drained, or SIGTERM or SIGINT comes; then all that was decided has been committed.
@@ -81,12 +88,16 @@ class Worker:
             await self._tasks.in_foreground(self._work())
             await self._finish()
         finally:
+            # Whoever takes the partition next need not wait for a disk or a store.
             if self._snapshots is not None:
-                await self._snapshots.end()
+                self._snapshots.give_up()
             await self._tasks.end()
             if self._commits is not None:
                 self._progress.finish()
             await self._release()
+            if self._snapshots is not None:
+                await self._snapshots.end()
+            await self._client.aclose()
 
     async def _work(self) -> None:
         owned = await self._own()
@@ -150,7 +161,8 @@ class Worker:
                 self._stand_by(answer)
                 announced = True
             await self._follow(secret)
-            await asyncio.sleep(settings.lease_ms / 4000)
+            # Where nobody renews it, the lease is over in that time.
+            await asyncio.sleep(min(settings.lease_ms / 4, max(1, answer.left_ms)) / 1000)
 
     def _stand_by(self, held: Held) -> None:
         owner = held.owner_name or "another worker"
@@ -167,27 +179,53 @@ class Worker:
         except (OSError, redis.RedisError):
             # The next attempt to take the partition says it.
             return
-        if seen is None or seen.checkpoint.batch == 0 or self._standby_is_full:
+        if seen is None or seen.checkpoint.batch == 0 or self._standby_is_full or time.monotonic() < self._cold_until_s:
             return
-        if self._standby is None or self._standby.checkpoint.batch > seen.checkpoint.batch:
+        standby = self._standby
+        if standby is None or not standby.leads_to(seen.checkpoint):
             # A server that came back without its last commits is followed anew.
-            self._standby = Recovery(self._client, self._keys, self._intake, seen.secret, self._settings)
+            standby = self._recovery(seen)
+        begins, self._standby = standby is not self._standby, standby
         try:
-            await self._standby.follow(seen.checkpoint)
+            await standby.follow(seen.checkpoint)
         except MemoryLimitReached as error:
             log.warning("%s (the standby follows no further)", error)
             self._standby_is_full = True
+        except (LedgerError, StreamTrimmed) as error:
+            # Commits were lost, or the input was trimmed up to here: the next one begins anew, from a newer snapshot.
+            self._standby = None
+            if begins:
+                self._stand_by_cold(error)
+        else:
+            self._cold_until_s = 0.0
+
+    def _stand_by_cold(self, error: Exception) -> None:
+        if not self._cold_until_s:
+            log.warning("standing by without the state, which is looked for again and again: %s", error)
+        self._cold_until_s = time.monotonic() + COLD_PAUSE_S
+
+    def _recovery(self, owned: Owned) -> Recovery:
+        return Recovery(self._client, self._keys, self._intake, owned.secret, self._settings)
 
     async def _recover(self, owned: Owned) -> tuple[Engine, int]:
         """Return the engine as the committed batches leave it, and the slack in days with which it was opened."""
-        if owned.checkpoint.batch:
-            recovery = self._standby
-            if recovery is None:
-                recovery = Recovery(self._client, self._keys, self._intake, owned.secret, self._settings)
+        try:
+            return await self._recovered(owned)
+        except MemoryLimitReached as error:
+            await self._progress.stand_still(error)
+
+    async def _recovered(self, owned: Owned) -> tuple[Engine, int]:
+        committed = owned.checkpoint
+        if self._standby is not None and self._standby.leads_to(committed):
             try:
-                return await recovery.run(owned.checkpoint), recovery.slack_days
-            except MemoryLimitReached as error:
-                await self._progress.stand_still(error)
+                return await self._standby.run(committed), self._standby.slack_days
+            except (LedgerError, StreamTrimmed) as error:
+                log.warning("what was replayed while standing by is of no use: %s", error)
+        # Its memory is needed.
+        self._standby = None
+        if committed.batch:
+            recovery = self._recovery(owned)
+            return await recovery.run(committed), recovery.slack_days
         if await self._client.exists(self._keys.ledger):
             raise StateMismatch(f"{self._keys.ledger} has batches, but {self._keys.checkpoint} knows of none")
         engine = open_engine(self._settings.engine, self._rulebook, owned.secret, STREAM_SLACK_DAYS, assisted=True)
@@ -213,9 +251,13 @@ class Worker:
     async def _keep(self) -> None:
         """Renew the lease, and learn what the server has to tell."""
         trouble = Trouble("heartbeat", self._settings.lease_ms // 4)
+        check_s = 0.0
         while True:
             try:
-                beat = await self._ownership.beat()
+                if time.monotonic() >= check_s:
+                    await check_eviction(self._client)
+                    check_s = time.monotonic() + SAFETY_INTERVAL_S
+                beat = await self._ownership.beat(self._progress.trouble)
             except (OSError, redis.RedisError) as error:
                 await asyncio.sleep(trouble.pause_s(error))
                 continue
@@ -226,12 +268,13 @@ class Worker:
             await asyncio.sleep(self._settings.lease_ms / 4000)
 
     async def _finish(self) -> None:
-        """Wait until what was decided has landed."""
-        commits = self._commits
-        if commits is None:
+        """Wait until what was decided has landed; after a drain also until the snapshot that was begun is whole."""
+        commits, snapshots = self._commits, self._snapshots
+        if commits is None or snapshots is None:
             return
-        if not self._tasks.stopping:
-            await self._tasks.in_foreground(commits.settled())
+        for rest in (commits.settled, snapshots.finished):
+            if not self._tasks.stopping:
+                await self._tasks.in_foreground(rest())
         try:
             async with asyncio.timeout(self._settings.stop_timeout_ms / 1000):
                 await self._tasks.in_foreground(commits.settled())
@@ -246,7 +289,6 @@ class Worker:
                 await self._ownership.release()
         except (OSError, TimeoutError, redis.RedisError) as error:
             log.debug("the lease is left to run out: %s", error)
-        await self._client.aclose()
 
     def _signalled(self) -> None:
         """End the work in good order at the first signal, and at once at the second."""

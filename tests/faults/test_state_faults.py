@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from accrual.settings import Settings
 from accrual.snapshots import SnapshotDirectory
 from accrual.stream import Keys, parse_stream_id
 from runs import check, check_like, drain, producing
@@ -29,6 +30,7 @@ from workers import (
 )
 
 KEYS = Keys("p")
+DEFAULT_LEASE_MS = Settings().lease_ms
 FREQUENT = ("--snapshot-interval-s", "0", "--batch-entries", "50", "--linger-ms", "1")
 
 
@@ -48,7 +50,7 @@ def taken(valkey: Server, rulebook: Path, tmp_path: Path) -> SnapshotDirectory:
     fill(client, "p", entries_of(range(1, 2001)))
     drain(valkey.url, rulebook, "p", *with_snapshots(directory))
     fill(client, "p", entries_of(range(2001, 2501)))
-    snapshots = SnapshotDirectory(directory, "p", 3)
+    snapshots = SnapshotDirectory(directory, "p")
     assert 1 <= len(snapshots.paths()) <= 3
     return snapshots
 
@@ -179,7 +181,7 @@ def test_input_is_trimmed_behind_the_oldest_snapshot_and_no_further(
     drain(valkey.url, rulebook, "p", *flags)
     # The stream server trims whole nodes of a hundred entries.
     wait_until(lambda: client.xlen(KEYS.events) < 3000, "nothing was trimmed")
-    oldest = SnapshotDirectory(directory, "p", 1).headers()[-1].checkpoint
+    oldest = SnapshotDirectory(directory, "p").headers()[-1].checkpoint
     page: Any = client.xrange(KEYS.events, count=1)
     assert parse_stream_id(page[0][0]) <= oldest.position
     later = entries_of(range(3001, 3501))
@@ -200,10 +202,10 @@ def test_a_standby_is_warm_and_takes_over(valkey: Server, rulebook: Path, rng: r
     client = valkey.client()
     with (
         producing(valkey, "p", 20_000, 1000, rng),
-        WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20") as owner,
+        WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=DEFAULT_LEASE_MS) as owner,
     ):
         wait_for_batch(client, 5)
-        with WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=1000) as standby:
+        with WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=DEFAULT_LEASE_MS) as standby:
             wait_until(lambda: "standing by" in standby.said, "the second worker stands by")
             wait_for_batch(client, checkpoint_of(client, "p").batch + 20)
             owner.kill()
@@ -213,10 +215,11 @@ def test_a_standby_is_warm_and_takes_over(valkey: Server, rulebook: Path, rng: r
             assert standby.finish() == 0
     # What the owner had committed before its end was replayed before it; only the rest was left.
     assert "standing by" in standby.log
-    recovered = re.search(r"recovered batches=(\d+) .* seconds=([\d.]+)", standby.log)
+    recovered = re.search(r"recovered batches=(\d+) .* replayed=(\d+) seconds=([\d.]+)", standby.log)
     assert recovered is not None
     assert int(recovered[1]) == killed_at
-    assert float(recovered[2]) < 1.0
+    assert int(recovered[2]) <= killed_at // 2
+    assert float(recovered[3]) < 1.0
     drain(valkey.url, rulebook)
     check(valkey)
 
@@ -228,8 +231,10 @@ def test_at_the_memory_limit_input_waits_and_nothing_is_lost(valkey: Server, rul
     with WorkerProcess(valkey.url, "p", rulebook, *limit) as worker:
         wait_until(lambda: "memory limit reached" in worker.said, "the worker reaches its memory limit")
         assert checkpoint_of(client, "p").events == 0
+        wait_until(lambda: b"MEMORY LIMIT" in (client.hget(KEYS.checkpoint, "trouble") or b""), "its status says so")
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
+    assert not client.hexists(KEYS.checkpoint, "trouble")
     assert "memory limit reached" in worker.log
     with WorkerProcess(valkey.url, "p", rulebook, "--memory-limit-bytes", str(1 << 30)) as worker:
         wait_for_events(client, 2000)

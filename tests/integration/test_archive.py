@@ -21,7 +21,7 @@ from accrual.archive import Archive, exported_lines, read_stretch
 from accrual.archive.export import raw_fields
 from accrual.blobs import open_store
 from accrual.engine import StreamEntry
-from accrual.errors import ArchiveError, StreamTrimmed
+from accrual.errors import ArchiveError, OwnershipLost, StreamTrimmed
 from accrual.ledger import entry_line
 from accrual.stream import START, Archived, Keys, archive_standing, note_segment, trim_events
 from archives import ArchiverProcess, archive_of, archived, drain_archive
@@ -89,13 +89,18 @@ def standing_of(client: redis.Redis) -> Archived:
     return standing
 
 
+def own(client: redis.Redis) -> None:
+    """Be the owner of the partition, with everything consumed."""
+    client.hset(KEYS.checkpoint, mapping={"owner": "me", "position": f"{1 << 60}-0"})
+
+
 def trim(server: Server, before: tuple[int, int], *, wanted: bool = False) -> Any:
-    """Trim as a worker does."""
+    """Trim as a worker does that owns the partition: see ``own``."""
 
     async def run() -> Any:
         client = redis.asyncio.Redis(host="127.0.0.1", port=server.port, protocol=2)
         try:
-            return await trim_events(client, KEYS, before, archived=wanted)
+            return await trim_events(client, KEYS, "me", before, archived=wanted)
         finally:
             await client.aclose()
 
@@ -354,6 +359,7 @@ def test_a_clock_that_runs_ahead_deletes_nothing(
 
 def test_nothing_is_trimmed_that_is_not_archived(server: Server, client: redis.Redis, archive: Archive) -> None:
     fill(client, "p", orders(1, 1001))
+    own(client)
     end = (NOON_MS + 1000, 0)
     assert trim(server, end, wanted=True).entries == 0
     archive_standing(client, KEYS, Archived())
@@ -371,6 +377,7 @@ def test_nothing_is_trimmed_that_is_not_archived(server: Server, client: redis.R
 
 
 def test_without_an_archive_all_is_trimmed_however_much_it_is(server: Server, client: redis.Redis) -> None:
+    own(client)
     # Left to itself the server trims some ten thousand entries at once.
     fill(client, "p", ((f"{at}-0", {"e": b"x"}) for at in range(1, 35_001)))
     trimmed = trim(server, (35_000, 0))
@@ -379,12 +386,31 @@ def test_without_an_archive_all_is_trimmed_however_much_it_is(server: Server, cl
     assert client.xlen(KEYS.events) == 35_000 - trimmed.entries
 
 
+def test_only_the_owner_trims_and_nothing_that_was_not_consumed(server: Server, client: redis.Redis) -> None:
+    fill(client, "p", orders(1, 3001))
+    client.hset(
+        KEYS.checkpoint, mapping={"owner": "another", "owner_name": "host:1", "position": f"{NOON_MS + 2000}-0"}
+    )
+    with pytest.raises(OwnershipLost, match="taken over by host:1"):
+        trim(server, (NOON_MS + 1000, 0))
+    assert client.xlen(KEYS.events) == 3000
+    client.hset(KEYS.checkpoint, "owner", "me")
+    trimmed = trim(server, (NOON_MS + 3000, 0))
+    assert trimmed.before == (NOON_MS + 2000, 0)
+    assert 1900 <= trimmed.entries < 2000
+    assert stream_entries(client, "p")[0].ms <= NOON_MS + 2000
+    # Before the first batch nothing was consumed.
+    client.hdel(KEYS.checkpoint, "position")
+    assert trim(server, (NOON_MS + 3000, 0)).entries == 0
+
+
 def test_a_full_server_can_still_be_archived_and_trimmed(
     server_kind: ServerKind, server_factory: ServerFactory, archive: Archive
 ) -> None:
     server = server_factory(server_kind)
     client = server.client()
     fill(client, "p", orders(1, 2001))
+    own(client)
     archive_standing(client, KEYS, Archived())
     client.config_set("maxmemory", 1)
     with pytest.raises(redis.exceptions.OutOfMemoryError):

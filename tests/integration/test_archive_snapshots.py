@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,8 @@ def run(server: Server, rulebook: Path, directory: Path, store: str, events: int
         wait_until(lambda: "trimmed entries=" in worker.said, "the input is trimmed")
         fill(client, "p", orders(events, events + 1))
         wait_until(lambda: checkpoint_of(client, "p").events == events, "the last is committed")
+        last = rf"snapshot batch={checkpoint_of(client, 'p').batch} .*trimmed entries="
+        wait_until(lambda: bool(re.search(last, worker.said, re.DOTALL)), "the last snapshot is copied")
         assert worker.finish() == 0, worker.log
         return worker.said
 
@@ -95,6 +98,18 @@ def test_a_copy_that_is_damaged_is_not_believed(valkey: Server, rulebook: Path, 
     said = run(valkey, rulebook, tmp_path / "two", str(store), 2100)
     assert "snapshot refused: " in said
     assert f"snapshot read file=p-{copies[0].name}" in said
+
+
+def test_a_damaged_file_is_replaced_by_its_copy(valkey: Server, rulebook: Path, tmp_path: Path) -> None:
+    store = tmp_path / "copies"
+    run(valkey, rulebook, tmp_path / "one", str(store), 2000)
+    newest = max((tmp_path / "one").iterdir())
+    data = newest.read_bytes()
+    newest.write_bytes(data[:-100] + b"x" * 100)
+    said = run(valkey, rulebook, tmp_path / "one", str(store), 2100)
+    assert re.search(rf"snapshot refused: .*{re.escape(newest.name)}: ", said)
+    assert f"snapshot fetched file={newest.name}" in said
+    assert f"snapshot read file={newest.name}" in said
 
 
 def test_without_its_copy_nothing_is_trimmed(valkey: Server, rulebook: Path, tmp_path: Path) -> None:

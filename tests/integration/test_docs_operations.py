@@ -132,7 +132,7 @@ def test_a_worker_needs_just_what_it_is_given(partition: Partition) -> None:
                 wait_until(lambda: "pttl" in statistics(partition), "the second stands by")
                 assert owner.finish() == 0, owner.log
                 wait_until(lambda: partition.checkpoint().get(b"owner", first) != first, "the second takes over")
-                assert_fields("The checkpoint", partition.checkpoint(), {"redriven", "secret"})
+                assert_fields("The checkpoint", partition.checkpoint(), {"redriven", "secret", "trouble"})
                 wait_until(lambda: refused(partition), "the rulebook is refused")
                 assert standby.finish() == 0, standby.log
 

@@ -9,7 +9,7 @@ import pytest
 
 from accrual.engine import Secret, StreamEntry
 from accrual.engine.fast import FastEngine
-from accrual.errors import StateMismatch
+from accrual.errors import SnapshotError, StateMismatch
 from accrual.events import Event, encode_compact
 from accrual.rulebook import parse
 
@@ -131,6 +131,23 @@ def test_an_image_of_another_engine_is_refused(rulebook: str, slack_days: int) -
     other = FastEngine(parse(rulebook), SECRET, slack_days, 3)
     with pytest.raises(StateMismatch):
         other.restore(description, BytesIO(data))
+
+
+def test_an_image_is_checked_before_anything_is_made_of_it() -> None:
+    description, data = image_of(engine_with(100))
+    stride, count = description["shape"]["tables"][0]
+    # So many records that look alike are in the way of any index.
+    damaged = BytesIO(b"A" * (stride * count) + data[stride * count :])
+
+    def check() -> None:
+        assert damaged.read() == b""
+        raise SnapshotError("it is damaged")
+
+    with pytest.raises(SnapshotError, match="it is damaged"):
+        FastEngine(parse(RULEBOOK), SECRET, 1, 3).restore(description, damaged, check)
+    damaged.seek(0)
+    with pytest.raises(MemoryError):
+        FastEngine(parse(RULEBOOK), SECRET, 1, 3).restore(description, damaged)
 
 
 def test_memory_is_counted_and_used_again() -> None:

@@ -6,19 +6,20 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
 from accrual.engine import Secret
 from accrual.engine.fast import EngineImage, FastEngine
+from accrual.ledger import digest_of
 from accrual.rulebook import parse
 from accrual.settings import Settings
 from accrual.snapshots import SnapshotDirectory
 from accrual.stream import Checkpoint
 from accrual.worker.commits import CommitQueue
-from accrual.worker.snapshots import Snapshots
+from accrual.worker.snapshots import Snapshots, resume
 from workers import RULEBOOK, SECRET
 
 
@@ -54,16 +55,41 @@ class Engine(FastEngine):
         return image if self._images > 2 else cast(EngineImage, Image(image))
 
 
-def test_a_snapshot_for_which_there_is_no_memory_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Commits:
+    """Commits whose last batch is ``batch``, which has landed, or is about to."""
+
+    nonce = "me"
+
+    def __init__(self, batch: int) -> None:
+        self.tail = self.landed = Checkpoint(batch=batch, digest=digest_of(value_of(batch)))
+
+    async def reached(self, _batch: int) -> None:
+        pass
+
+
+def value_of(batch: int) -> bytes:
+    return b"batch %d" % batch
+
+
+class Server:
+    """A server that has every batch."""
+
+    async def xrange(self, _key: str, first: str, _last: str) -> Any:
+        number = int(first.partition("-")[0])
+        return [(first.encode(), {b"batch": value_of(number)})]
+
+
+def test_a_snapshot_for_which_there_is_no_memory_is_given_up_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = Settings(partition="p", snapshots=str(tmp_path), snapshot_interval_s=0)
     engine = Engine()
 
     async def run() -> None:
-        snapshots = Snapshots(settings, Secret(bytes(16)), 1, cast(Any, None))
+        snapshots = Snapshots(settings, Secret(bytes(16)), 1, cast(Any, Server()))
         for batch in (1, 2, 3):
-            commits = SimpleNamespace(tail=Checkpoint(batch=batch), landed=Checkpoint(batch=batch))
-            snapshots.consider(engine, cast(CommitQueue, commits))
-            await snapshots.end()
+            snapshots.consider(engine, cast(CommitQueue, Commits(batch)))
+            await snapshots.finished()
 
     with caplog.at_level(logging.INFO, "accrual.worker"):
         asyncio.run(run())
@@ -73,5 +99,17 @@ def test_a_snapshot_for_which_there_is_no_memory_is_given_up(tmp_path: Path, cap
         "snapshot batch=2 failed: there is no memory for it",
         "snapshot batch=3",
     ]
-    assert [header.checkpoint.batch for header in SnapshotDirectory(tmp_path, "p", 3).headers()] == [3]
+    assert [header.checkpoint.batch for header in SnapshotDirectory(tmp_path, "p").headers()] == [3]
     assert [path.name for path in tmp_path.iterdir()] == ["p-000000000003.snapshot"]
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    caplog.clear()
+    committed = Checkpoint(batch=3)
+    with patch("accrual.worker.snapshots.open_engine", no_memory):
+        assert asyncio.run(resume(cast(Any, Server()), settings, Secret(bytes(16)), committed)) is None
+    path = tmp_path / "p-000000000003.snapshot"
+    assert [record.message for record in caplog.records] == [
+        f"snapshot refused: {path}: there is no memory for its state"
+    ]
