@@ -43,19 +43,13 @@ STANDBY_S: Final = 1.0
 # reminder. What all of them have to tell is sent last where each is done once.
 LANES: Final = (("slow",), ("settle", "remind", "expire"), ("outbox",))
 
-# Days whose settlement is not finished, or that have got entries since the scheduler settled them last. Every day but
-# those of late events from long ago has a partition of its own, so that the days need no search.
+# Days whose settlement is not finished, or that have got entries since the scheduler settled them last. The index leads
+# from one day to the next, so that entries need not be read for it.
 DAYS_TO_SETTLE: Final = """
-    WITH RECURSIVE other (day) AS (
-        SELECT min(day) FROM book.entries_other
+    WITH RECURSIVE days (day) AS (
+        SELECT min(day) FROM book.entries
         UNION ALL
-        SELECT (SELECT min(day) FROM book.entries_other e WHERE e.day > other.day) FROM other WHERE day IS NOT NULL
-    ), days (day) AS (
-        SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM '''(.*?)''')::date
-        FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'book.entries'::regclass AND i.inhrelid <> 'book.entries_other'::regclass
-        UNION
-        SELECT day FROM other WHERE day IS NOT NULL
+        SELECT (SELECT min(day) FROM book.entries e WHERE e.day > days.day) FROM days WHERE day IS NOT NULL
     )
     SELECT d.day - date '1970-01-01', l.through::text, CASE WHEN s.finished THEN s.through::text END
     FROM days d LEFT JOIN book.settled_days s USING (day)

@@ -31,14 +31,13 @@ __all__ = ["SlowService", "slow"]
 
 POLL_S: Final = 1.0
 
-# Late events from longer ago share a partition; every other day gets one of its own.
-RECENT_DAYS: Final = 31
-
+# The newest of them first, with the days on which they came: the first day that a book ever has says which are long
+# past.
 ENSURE_DAYS: Final = """
     SELECT book.ensure_day(day) FROM (
-        SELECT DISTINCT d.day FROM book.waiting w JOIN book.deferred d USING (partition_id, seq)
-        WHERE w.cause = 'late' AND d.day >= to_timestamp(split_part(d.stream_id, '-', 1)::bigint / 1000)::date - %s
-    ) recent ORDER BY day
+        SELECT DISTINCT unnest(ARRAY[d.day, to_timestamp(split_part(d.stream_id, '-', 1)::bigint / 1000)::date]) AS day
+        FROM book.waiting w JOIN book.deferred d USING (partition_id, seq) WHERE w.cause = 'late'
+    ) days ORDER BY day DESC
 """
 
 log = logging.getLogger("accrual.book")
@@ -101,7 +100,7 @@ def slow(
     """
     total = Done()
     if not dry_run:
-        retried(lambda: connection.execute(ENSURE_DAYS, (RECENT_DAYS,)))
+        retried(lambda: connection.execute(ENSURE_DAYS))
     with connection.transaction(force_rollback=True) if dry_run else nullcontext():
         _all_of(connection, functools.partial(judge_late_events, rulebook=rulebook, by=by), total, stopping)
         wait_s = refund_wait_hours * 3600
