@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import psycopg
 
-from accrual.book.adjust import NOTE_BYTES, check_reason, check_text
+from accrual.book.adjust import NOTE_BYTES, check_person, check_reason, check_text
 from accrual.book.database import Connection, retried
 from accrual.book.outbox import write_event
 from accrual.book.posting import act, is_settled, lock_members, plan, post
@@ -153,7 +153,7 @@ def confirm(
 def _check(member: str, reason: str, by: str, note: str) -> None:
     check_text("--member", member)
     check_reason(reason)
-    check_text("--by", by)
+    check_person(by)
     check_text("--note", note, shortest=0, longest=NOTE_BYTES)
 
 
