@@ -149,7 +149,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="URL of the book's PostgreSQL database, 15 or newer", extra={"metavar": "URL"}),
     ] = ""
     require_durable: Annotated[
-        bool, Meta(description="book nothing from a stream server that keeps nothing on disk, rather than warn")
+        bool, Meta(description="book nothing from a stream server that could lose what it has, rather than warn")
     ] = False
     refund_wait_hours: Annotated[
         int, Meta(ge=0, le=87_600, description="how long a refund waits for its order before a person is asked")
