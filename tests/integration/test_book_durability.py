@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from accrual.book import durability
+from accrual.book import connect, durability, follow
 from accrual.book.durability import FLUSH_S, Durability
+from accrual.book.follow import Follower
 from accrual.errors import UnsafeServer
-from books import BOOK_RULEBOOK
+from books import BOOK_RULEBOOK, Partition, balance, order
 from servers import ServerFactory, ServerKind
 from workers import command, wait_until
 
@@ -25,7 +26,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr(durability, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        for module in (durability, follow):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
 
 
 def refusal(client: redis.Redis) -> str:
@@ -104,8 +106,31 @@ def test_the_command_refuses_what_could_be_lost(server_factory: ServerFactory, b
     rulebook = tmp_path / "rulebook.toml"
     rulebook.write_text(BOOK_RULEBOOK)
     server = server_factory("valkey", {"appendonly": "yes", "appendfsync": "no"})
-    flags = ["--rulebook", rulebook, "--redis", server.url, "--database", book, "--partition", "p", "--drain"]
+    flags = ["--rulebook", str(rulebook), "--redis", server.url, "--database", book, "--partition", "p", "--drain"]
     done = command("book", *flags, "--require-durable")
     assert (done.returncode, KERNEL in done.stderr.decode()) == (1, True), done.stderr
     done = command("book", *flags)
     assert (done.returncode, KERNEL in done.stderr.decode()) == (0, True), done.stderr
+
+
+def test_a_ledger_that_is_not_safe_yet_is_waited_for_and_that_is_said(
+    server_factory: ServerFactory, book: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = server_factory("valkey", {"appendonly": "yes", "appendfsync": "everysec"})
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(follow, "REPORT_S", 1.0)
+    caplog.set_level("INFO", "accrual.book")
+    partition = Partition(server.client())
+    partition.send(order(1), order(2))
+    with connect(book) as connection, Follower(connection, server.client(), "p", require_durable=True) as follower:
+        assert not follower.step()
+        assert not after(clock, 1.0, follower.step)
+        assert balance(connection, "m1") == (0, 0, 0)
+        assert [message.partition(": ")[2] for message in caplog.messages] == [
+            "2 entries behind, 0 entries/s posted, 0 arriving, waiting for the server to write them to its disk"
+        ]
+        clock.now_s += FLUSH_S
+        wait_until(follower.step, "it is on the disk")
+        assert balance(connection, "m1") == (20, 0, 0)
+        assert not follower.step()
+        assert len(caplog.messages) == 1
