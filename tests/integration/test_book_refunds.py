@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from datetime import date
 from typing import Any
@@ -316,6 +317,29 @@ def test_a_dry_run_says_what_would_be_done(valkey: Server, book: str) -> None:
         assert done == Done(2, 2, 10)
         assert (facts(connection), results(connection), exceptions(connection)) == (*before, [])
         assert slow(connection, partition.rulebook, refund_wait_hours=0) == done
+
+
+def test_a_dry_run_is_short_and_a_long_run_says_how_far_it_is(
+    valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The package has a function of the module's name.
+    module = sys.modules[slow.__module__]
+    monkeypatch.setattr(module, "DRY_RUN_EVENTS", 2)
+    monkeypatch.setattr(module, "REPORT_S", 0.0)
+    monkeypatch.setattr("accrual.book.refunds.CHUNK_EVENTS", 1)
+    caplog.set_level("INFO", "accrual.book")
+    partition = Partition(valkey.client())
+    partition.send(*(order(number) for number in range(1, 4)), *(refund(number, number, 100) for number in range(1, 4)))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        caplog.clear()
+        assert slow(connection, partition.rulebook, refund_wait_hours=0, dry_run=True) == Done(2, 2, 2)
+        assert caplog.messages[-1] == "slow: 2 members, 2 postings, 2 points; 1 events wait"
+        caplog.clear()
+        assert slow(connection, partition.rulebook, refund_wait_hours=0) == Done(3, 3, 3)
+        assert caplog.messages[:3] == [
+            f"slow: {done} members, {done} postings, {done} points; {3 - done} events wait" for done in (1, 2, 3)
+        ]
 
 
 def test_refunds_of_a_member_meet_lots_in_their_order(
