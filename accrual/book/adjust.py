@@ -16,12 +16,13 @@ import msgspec
 import psycopg
 
 from accrual.book.database import Connection, retried
-from accrual.book.posting import act, lock_members, plan, post
-from accrual.book.programme import expiry_months, today
+from accrual.book.posting import act, is_settled, lock_members, plan, post
+from accrual.book.programme import expiry_months, newest_rulebook, today
 from accrual.book.rebuild import rebuild_member
+from accrual.book.settle import settle_members
 from accrual.book.texts import shown, stored
 from accrual.errors import BookError, UsageError
-from accrual.rulebook import MAXIMUM_POINTS, day_text
+from accrual.rulebook import MAXIMUM_POINTS, day_number, day_text
 
 __all__ = [
     "Adjustment",
@@ -61,8 +62,7 @@ UNDO: Final = """
     FROM book.standing WHERE number = %(corrects)s
 """
 
-# Whether the entries of a member and day have their points where the postings have put them. More may be pending than
-# they know of: points of a day that is settled already, which the next settlement of it moves on.
+# Whether the entries of a member and day have their points where the postings have put them.
 FITS: Final = """
     WITH moved AS (
         SELECT account, sum(side.points) AS points
@@ -72,8 +72,7 @@ FITS: Final = """
         SELECT account, sum(points_left) AS points FROM book.holdings
         WHERE (member, day) = (%(member)s, %(day)s) AND account IN ('pending', 'held') GROUP BY account
     )
-    SELECT coalesce(bool_and(coalesce(m.points, 0) = coalesce(l.points, 0)
-        OR account = 'pending' AND coalesce(m.points, 0) > coalesce(l.points, 0)), true)
+    SELECT coalesce(bool_and(coalesce(m.points, 0) = coalesce(l.points, 0)), true)
     FROM moved m FULL JOIN left_over l USING (account)
 """
 
@@ -345,26 +344,37 @@ def _undo(cursor: psycopg.Cursor[Any], adjustment: Adjustment, approved_by: str 
     them. Where its points have been used since, they cannot be: that is a ``BookError``, and nothing is posted.
     """
     cursor.execute(
-        "SELECT kind, member, day, from_account FROM book.standing WHERE number = %s", (adjustment.corrects,)
+        "SELECT kind, member, day, from_account = 'pending' FROM book.standing WHERE number = %s",
+        (adjustment.corrects,),
     )
     row = cursor.fetchone()
     if row is None:
         raise BookError(f"posting {adjustment.corrects} is undone already")
-    kind, member, day, from_account = row
+    kind, member, day, is_pending_again = row
     fitted = _fits(cursor, member, day)
     action = _act(cursor, "correct", adjustment, approved_by, corrects=adjustment.corrects, kind=kind)
     cursor.execute(UNDO, {"action": action, "corrects": adjustment.corrects})
     try:
         rebuild_member(cursor, member)
+        if is_pending_again and kind != "settle":
+            _move_on(cursor, member, day, approved_by or adjustment.by)
         if fitted and not _fits(cursor, member, day):
             raise BookError("the points that it moved were moved on")
     except BookError as error:
         used = "or its points have been used since; adjust them by hand"
         raise BookError(f"posting {adjustment.corrects} cannot be undone: {error}, {used}") from error
-    if from_account == "pending":
-        # What is pending again is settled again, by whoever looks for days next.
+    if kind == "settle":
+        # The day is due again, for whoever looks for days next.
         cursor.execute("UPDATE book.settled_days SET finished = false WHERE day = %s", (day,))
     return action
+
+
+def _move_on(cursor: psycopg.Cursor[Any], member: str, day: date, by: str) -> None:
+    """Settle what has come back to a day that is settled: the entry of the points went on without them."""
+    number, rulebook = day_number(day), newest_rulebook(cursor)
+    if rulebook is not None and is_settled(cursor, number):
+        details = {"day": day_text(number), "rulebook": rulebook.version}
+        settle_members(cursor, rulebook, number, [member], act(cursor, "settle", by=stored(by), details=details))
 
 
 def _fits(cursor: psycopg.Cursor[Any], member: str, day: date) -> bool:

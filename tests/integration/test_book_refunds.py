@@ -428,7 +428,7 @@ def agrees(connection: Connection, model: Model) -> None:
     rows = connection.execute("SELECT member, pending, available, held FROM book.balances").fetchall()
     expected = {name: (account.pending, account.available, account.held) for name, account in model.accounts.items()}
     assert {name: (pending, available, held) for name, pending, available, held in rows} == expected
-    assert sorted(event for _, event, _ in exceptions(connection)) == sorted(event for event, _ in model.exceptions)
+    assert sorted(event for _, event, _ in exceptions(connection)) == sorted(event for _, event in model.exceptions)
     assert connection.execute("SELECT count(*) FROM book.waiting").fetchone() == (0,)
     assert sums_to_zero(connection)
 
