@@ -23,6 +23,7 @@ from accrual.rulebook import day_number
 from book_model import Model, ModelEntry, ModelPosting
 from books import DAY_MS, MORNING_MS, Partition, ingest
 from servers import Server, empty
+from workers import wait_until
 
 FIRST_DAY: Final = day_number(date(2026, 11, 10))
 CAP: Final = 1000
@@ -181,6 +182,9 @@ class BookMachine(RuleBasedStateMachine):
                     pass
                 finally:
                     killer.join()
+            # What it was just about to commit may still land.
+            gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+            wait_until(lambda: self.connection.execute(gone, (pid,)).fetchone() == (True,), "the connection ends")
         work(self.connection)
 
     def _tell_model(self, entry: Any) -> None:
