@@ -157,14 +157,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="URL of the book's PostgreSQL database, 15 or newer", extra={"metavar": "URL"}),
     ] = ""
     require_durable: Annotated[
-        bool, Meta(description="book nothing from a stream server that keeps nothing on disk, rather than warn")
+        bool, Meta(description="book nothing from a stream server that could lose what it has, rather than warn")
     ] = False
     refund_wait_hours: Annotated[
         int, Meta(ge=0, le=87_600, description="how long a refund waits for its order before a person is asked")
     ] = 168
     adjust_approval_points: Annotated[
-        int, Meta(ge=0, le=1 << 62, description="adjustments of more points than this wait for a second person")
-    ] = 10_000
+        int,
+        Meta(
+            ge=0,
+            le=1 << 62,
+            description="adjustments of more points than this wait for a second person even below the book's own limit",
+        ),
+    ] = 1 << 62
     slow_interval_s: Annotated[
         int, Meta(ge=1, le=86_400, description="how often `accrual jobs` looks for refunds and late events")
     ] = 1

@@ -6,16 +6,17 @@ numbers of days.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["Model", "ModelEntry"]
+__all__ = ["Model", "ModelEntry", "ModelPosting"]
 
 
 @dataclass
 class ModelEntry:
-    """An entry, where its points are and how many it still holds."""
+    """An entry, where its points are and how many it still holds; ``settled_by`` is the place of the settlement."""
 
     event: str
     member: str
@@ -28,10 +29,27 @@ class ModelEntry:
     account: str = ""
     left: int = 0
     refunded: int = 0
+    settled_by: int | None = None
 
     def __post_init__(self) -> None:
         self.account = {"granted": "pending", "held": "held"}.get(self.outcome, "")
         self.left = self.points if self.account else 0
+
+
+@dataclass
+class ModelPosting:
+    """Points that moved: ``lots`` says over which lots, ``None`` for what none covered, of ``event``'s entry if any."""
+
+    kind: str
+    member: str
+    day: int
+    source: str
+    target: str
+    points: int
+    lots: list[tuple[int | None, int]]
+    event: str = ""
+    amount: int = 0
+    is_undone: bool = False
 
 
 @dataclass
@@ -43,20 +61,31 @@ class Account:
     held: int = 0
     lots: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
 
-    def arrive(self, day: int, points: int) -> None:
-        """Points come into ``available``: a hole is filled before they form a lot."""
-        hole = max(0, -self.available)
-        self.available += points
-        self.lots[day] += max(0, points - hole)
+    def move(self, account: str, points: int) -> None:
+        """Points come into an account of the member, or leave it; what is the programme's is not the member's."""
+        if account in ("pending", "available", "held"):
+            setattr(self, account, getattr(self, account) + points)
 
-    def leave(self, points: int, own_day: int | None = None) -> None:
+    def arriving(self, day: int, points: int) -> list[tuple[int | None, int]]:
+        """Points come into ``available``: a hole is filled before they form a lot."""
+        hole = min(points, max(0, -self.available))
+        self.lots[day] += points - hole
+        return [(lot, part) for lot, part in ((None, hole), (day, points - hole)) if part]
+
+    def leaving(self, points: int, own_day: int | None = None) -> list[tuple[int | None, int]]:
         """Points leave ``available``: from their own lot, then by earliest expiry, then out of nothing."""
-        self.available -= points
-        order = sorted(self.lots, key=lambda day: (day != own_day, day))
-        for day in order:
+        parts: list[tuple[int | None, int]] = []
+        for day in sorted(self.lots, key=lambda day: (day != own_day, day)):
             used = min(points, self.lots[day])
             self.lots[day] -= used
             points -= used
+            parts += [(day, used)] if used else []
+        return parts + ([(None, points)] if points else [])
+
+    def is_sound(self) -> bool:
+        """Tell whether the points can be as they are."""
+        lots = self.lots.values()
+        return min(self.pending, self.held, *lots, 0) == 0 and sum(lots) == max(0, self.available)
 
 
 class Model:
@@ -66,10 +95,10 @@ class Model:
         self.expires_on = expires_on
         self.accounts: defaultdict[str, Account] = defaultdict(Account)
         self.entries: dict[str, ModelEntry] = {}
+        self.postings: list[ModelPosting] = []
         self.settled: set[int] = set()
         self.exceptions: list[tuple[str, str]] = []
         self.ids: set[str] = set()
-        self.granted = self.reversed = self.expired = self.adjusted = 0
 
     # ------------------------------------------------------------------------------------------------- the ledger
 
@@ -78,10 +107,7 @@ class Model:
         assert entry.event not in self.ids
         self.ids.add(entry.event)
         self.entries[entry.event] = entry
-        account = self.accounts[entry.member]
-        if entry.account:
-            setattr(account, entry.account, getattr(account, entry.account) + entry.points)
-            self.granted += entry.points
+        self.accounts[entry.member].move(entry.account, entry.points)
 
     def book_late(self, entry: ModelEntry) -> None:
         """Book a late entry: of a settled day it is available at once."""
@@ -97,37 +123,28 @@ class Model:
             self._settle_member(day, member)
 
     def _settle_member(self, day: int, member: str) -> None:
-        mine = [
-            entry
-            for entry in self.entries.values()
-            if (entry.day, entry.member, entry.account) == (day, member, "pending")
-        ]
-        points = sum(entry.left for entry in mine)
-        for entry in mine:
-            entry.account = "available"
-        self.accounts[member].pending -= points
+        points = self._moved(member, day, "pending")
         if points:
-            self.accounts[member].arrive(day, points)
+            for entry in self._entries_in(member, "pending"):
+                if entry.day == day:
+                    entry.account, entry.settled_by = "available", len(self.postings)
+            self._post("settle", member, day, "pending", "available", points)
 
     def release(self, member: str) -> None:
-        account = self.accounts[member]
-        for entry in self._held(member):
-            account.held -= entry.left
-            if entry.day in self.settled:
-                entry.account = "available"
-                account.arrive(entry.day, entry.left)
-            else:
-                entry.account = "pending"
-                account.pending += entry.left
+        for entry in self._entries_in(member, "held"):
+            if entry.left:
+                target = "available" if entry.day in self.settled else "pending"
+                self._post("release", member, entry.day, "held", target, entry.left, entry.event)
+                entry.account, entry.settled_by = target, None
 
     def confirm(self, member: str) -> None:
-        for entry in self._held(member):
-            self._reverse(entry, entry.left)
+        for entry in self._entries_in(member, "held"):
+            self._reverse("confirm", entry, entry.left)
 
     def claw_back(self, member: str, first: int, last: int) -> None:
-        for entry in self.entries.values():
-            if entry.member == member and first <= entry.day <= last and entry.account in ("pending", "available"):
-                self._reverse(entry, entry.left)
+        for entry in self._entries_in(member, "pending", "available"):
+            if first <= entry.day <= last:
+                self._reverse("clawback", entry, entry.left)
 
     def refund(self, event: str, member: str, order: str, amount: int) -> None:
         """Refund an order that is booked; what cannot be is an exception."""
@@ -135,40 +152,105 @@ class Model:
             return
         self.ids.add(event)
         entry = next(entry for entry in self.entries.values() if entry.order == order)
-        if entry.member != member or entry.refunded + amount > entry.amount:
-            self.exceptions.append((event, order))
+        if entry.member != member:
+            self.exceptions.append(("refund_of_another_member", event))
+            return
+        if entry.refunded + amount > entry.amount:
+            self.exceptions.append(("refund_exceeds_order", event))
             return
         entry.refunded += amount
-        if entry.amount == 0:
-            return
-        keep = min(entry.points, entry.uncapped * (entry.amount - entry.refunded) // entry.amount)
-        self._reverse(entry, max(0, entry.left - keep))
+        keep = entry.left
+        if entry.amount:
+            keep = min(entry.points, entry.uncapped * (entry.amount - entry.refunded) // entry.amount)
+        self._reverse("refund", entry, max(0, entry.left - keep), amount)
 
     def expire(self, day: int) -> None:
-        for account in self.accounts.values():
-            for lot_day, points in list(account.lots.items()):
+        for member, account in list(self.accounts.items()):
+            for lot_day, points in sorted(account.lots.items()):
                 if points and self.expires_on(lot_day) <= day:
-                    account.available -= points
-                    account.lots[lot_day] = 0
-                    self.expired += points
+                    self._post("expire", member, lot_day, "available", "expired", points)
 
     def adjust(self, member: str, points: int, today: int) -> None:
-        self.adjusted += points
-        if points > 0:
-            self.accounts[member].arrive(today, points)
-        else:
-            self.accounts[member].leave(-points)
+        source, target = ("issuance", "available") if points > 0 else ("available", "issuance")
+        self._post("adjust", member, today, source, target, abs(points))
+
+    def undo(self, place: int) -> bool:
+        """Undo a posting, to the letter; return whether it could be: its points must be where it has put them."""
+        trial = copy.deepcopy(self)
+        trial._undo(trial.postings[place], place)
+        posting = self.postings[place]
+        if not trial._is_sound(posting.member, posting.day):
+            return False
+        self.__dict__.update(trial.__dict__)
+        return True
+
+    def total(self, account: str) -> int:
+        """Return what is in an account of the programme."""
+        granted = sum(entry.points for entry in self.entries.values() if entry.outcome in ("granted", "held"))
+        standing = [posting for posting in self.postings if not posting.is_undone]
+        came = sum(posting.points for posting in standing if posting.target == account)
+        went = sum(posting.points for posting in standing if posting.source == account)
+        return came - went - (granted if account == "issuance" else 0)
 
     # ------------------------------------------------------------------------------------------------- in private
 
-    def _held(self, member: str) -> list[ModelEntry]:
-        return [entry for entry in self.entries.values() if (entry.member, entry.account) == (member, "held")]
+    def _entries_in(self, member: str, *accounts: str) -> list[ModelEntry]:
+        return [entry for entry in self.entries.values() if entry.member == member and entry.account in accounts]
 
-    def _reverse(self, entry: ModelEntry, points: int) -> None:
-        account = self.accounts[entry.member]
+    def _reverse(self, kind: str, entry: ModelEntry, points: int, amount: int = 0) -> None:
         entry.left -= points
-        self.reversed += points
-        if entry.account == "available":
-            account.leave(points, entry.day)
-        elif entry.account:
-            setattr(account, entry.account, getattr(account, entry.account) - points)
+        if points:
+            self._post(kind, entry.member, entry.day, entry.account, "issuance", points, entry.event, amount)
+
+    def _post(
+        self, kind: str, member: str, day: int, source: str, target: str, points: int, event: str = "", amount: int = 0
+    ) -> None:
+        account = self.accounts[member]
+        lots: list[tuple[int | None, int]] = []
+        if target == "available":
+            lots = account.arriving(day, points)
+        elif source == "available":
+            lots = account.leaving(points, None if kind == "adjust" else day)
+        account.move(source, -points)
+        account.move(target, points)
+        self.postings.append(ModelPosting(kind, member, day, source, target, points, lots, event, amount))
+
+    def _undo(self, posting: ModelPosting, place: int) -> None:
+        account = self.accounts[posting.member]
+        account.move(posting.source, posting.points)
+        account.move(posting.target, -posting.points)
+        for day, points in posting.lots:
+            if day is not None:
+                account.lots[day] += points if posting.source == "available" else -points
+        posting.is_undone = True
+        entry = self.entries.get(posting.event)
+        if entry is None:
+            for other in self.entries.values():
+                if other.settled_by == place:
+                    other.account, other.settled_by = "pending", None
+        elif posting.kind == "release":
+            entry.account, entry.settled_by = "held", None
+        else:
+            entry.left += posting.points
+            entry.refunded -= posting.amount
+            if posting.source == "pending" and posting.day in self.settled:
+                # The entry went on without them.
+                self._settle_member(posting.day, posting.member)
+
+    def _moved(self, member: str, day: int, account: str) -> int:
+        """Return what an account has of a member's day, as entries and postings moved it."""
+        outcome = {"pending": "granted", "held": "held"}[account]
+        entries = [entry for entry in self.entries.values() if (entry.member, entry.day) == (member, day)]
+        moved = sum(entry.points for entry in entries if entry.outcome == outcome)
+        for posting in self.postings:
+            if (posting.member, posting.day) == (member, day) and not posting.is_undone:
+                moved += posting.points * ((posting.target == account) - (posting.source == account))
+        return moved
+
+    def _is_sound(self, member: str, day: int) -> bool:
+        """Tell whether a member's points can be as they are, and those of a day are where its entries have them."""
+        return self.accounts[member].is_sound() and all(
+            self._moved(member, day, account)
+            == sum(entry.left for entry in self._entries_in(member, account) if entry.day == day)
+            for account in ("pending", "held")
+        )

@@ -12,19 +12,23 @@ from accrual.book.texts import shown
 
 __all__ = ["check_refunds"]
 
-# With each refund, what had gone back of the order before it, and what its postings moved: that is one, or none. What
-# was undone counts for nothing.
+# With each refund, what had gone back of the order before it, what its postings moved, which is one, or none, and which
+# posting undid the last of them, where none stands. What was undone counts until then.
 QUERY: Final = """
     SELECT p.name, r.seq, d.member, d.event, o.day::text, r.order_partition_id, r.order_seq, r.order_late, o.member,
-        o.outcome, o.amount_fen, o.uncapped, o.points, r.amount_fen, r.reversed, d.amount_fen,
+        o.outcome, o.amount_fen, o.uncapped, o.points, r.action, r.amount_fen, r.reversed, d.amount_fen,
         (SELECT coalesce(sum(x.points), 0)::bigint FROM book.postings x
             WHERE (x.partition_id, x.seq, x.late) = (r.order_partition_id, r.order_seq, r.order_late)
             AND x.to_account = 'issuance' AND x.number < r.action AND x.kind <> 'correct'
-            AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = x.number)),
+            AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = x.number AND c.number < r.action)),
         ARRAY(SELECT ARRAY[x.number, x.points] FROM book.postings x
             WHERE (x.partition_id, x.seq, x.late) = (r.order_partition_id, r.order_seq, r.order_late)
             AND x.kind = 'refund' AND x.action = r.action AND x.cause_seq = r.seq
-            AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = x.number) ORDER BY x.number)
+            AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = x.number) ORDER BY x.number),
+        (SELECT max(c.number) FROM book.postings x LEFT JOIN book.postings c ON c.corrects = x.number
+            WHERE (x.partition_id, x.seq, x.late) = (r.order_partition_id, r.order_seq, r.order_late)
+            AND x.kind = 'refund' AND x.action = r.action AND x.cause_seq = r.seq
+            HAVING count(*) = count(c.number))
     FROM book.refunds r JOIN book.deferred d USING (partition_id, seq) JOIN book.partitions p USING (partition_id)
     LEFT JOIN book.identities i ON i.paid_order = d.order_id
         AND (i.partition_id, i.seq, i.late) = (r.order_partition_id, r.order_seq, r.order_late)
@@ -35,23 +39,25 @@ QUERY: Final = """
 
 def check_refunds(connection: Connection) -> Iterator[Finding]:
     """Yield the refunds that should not have been, and those that moved other points than they should have."""
-    refunded_fen: defaultdict[tuple[int, int, bool], int] = defaultdict(int)
+    refunds: defaultdict[tuple[int, int, bool], list[tuple[int, int | None]]] = defaultdict(list)
     for row in connection.execute(QUERY):
         partition, seq, member, event, day, *key, owner, outcome, amount_fen, uncapped, points = row[:13]
-        refund_fen, reversed_points, asked_fen, before, postings = row[13:]
+        action, refund_fen, reversed_points, asked_fen, before, postings, undone = row[13:]
         order = key[0], key[1], key[2]
         about = _About(partition, seq, member, event, day)
         if amount_fen is None:
             yield about.finding("there is no order that it is of", None, list(order))
             continue
-        refunded_fen[order] += refund_fen
-        total = refunded_fen[order]
+        refunds[order].append((refund_fen, undone))
+        total = sum(fen for fen, undone_by in refunds[order] if undone_by is None or undone_by > action)
         if refund_fen != asked_fen:
             yield about.finding("another amount than the event has", asked_fen, refund_fen)
         if owner != member:
             yield about.finding("the order belongs to another member", shown(owner), shown(member))
         if total > amount_fen:
             yield about.finding("more was refunded than the order had", amount_fen, total)
+            continue
+        if undone is not None:
             continue
         held = points if outcome in ("granted", "held") else 0
         keep = min(points, uncapped * (amount_fen - total) // amount_fen) if amount_fen else held

@@ -17,7 +17,16 @@
     schedule      all the jobs in one process, each when it is time
 """
 
-from accrual.book.adjust import Adjustment, adjust, approve, reject, undo, waiting_adjustments
+from accrual.book.adjust import (
+    Adjustment,
+    ApprovalLimit,
+    adjust,
+    approve,
+    limit_approval,
+    reject,
+    undo,
+    waiting_adjustments,
+)
 from accrual.book.chunks import Done
 from accrual.book.database import Connection, connect, migrate, open_book
 from accrual.book.exceptions import close_exception, exceptions
@@ -36,6 +45,7 @@ from accrual.book.statement import statement
 
 __all__ = [
     "Adjustment",
+    "ApprovalLimit",
     "BookService",
     "Connection",
     "Done",
@@ -51,6 +61,7 @@ __all__ = [
     "exceptions",
     "expire",
     "held",
+    "limit_approval",
     "migrate",
     "open_book",
     "rebuild",

@@ -1,31 +1,52 @@
 """``adjust``: points given or taken by a person, with a reason, and large ones by two persons (SPEC section 9).
 
 What should never have been posted is undone in the same way, always by two: a posting of its own, `correct`, takes it
-back lot by lot.
+back lot by lot. What is large is for the book to say, not for whoever asks: the database has the limit, and refuses to
+post what needs a second person and has none (migration 0003).
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from datetime import date
 from typing import Any, Final
 
 import msgspec
 import psycopg
 
 from accrual.book.database import Connection, retried
-from accrual.book.posting import act, lock_members, plan, post
-from accrual.book.programme import expiry_months, today
+from accrual.book.posting import act, is_settled, lock_members, plan, post
+from accrual.book.programme import expiry_months, newest_rulebook, today
 from accrual.book.rebuild import rebuild_member
+from accrual.book.settle import settle_members
 from accrual.book.texts import shown, stored
 from accrual.errors import BookError, UsageError
-from accrual.rulebook import MAXIMUM_POINTS, day_text
+from accrual.rulebook import MAXIMUM_POINTS, day_number, day_text
 
-__all__ = ["Adjustment", "adjust", "approve", "check_reason", "check_text", "reject", "undo", "waiting_adjustments"]
+__all__ = [
+    "Adjustment",
+    "ApprovalLimit",
+    "adjust",
+    "approve",
+    "check_person",
+    "check_reason",
+    "check_text",
+    "limit_approval",
+    "person",
+    "reject",
+    "undo",
+    "waiting_adjustments",
+]
 
 REASON: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 NOTE_BYTES: Final = 4096
+# What the audit proposes has keys of its own, so that an approved one can be told from any other adjustment.
+RESERVED_PREFIX: Final = "audit-"
 COLUMNS: Final = "adjustment, member, points, reason, note, asked_by, approved_by, action, rejected_by, corrects"
+
+# Whether one that was not asked for before may be posted at once.
+IS_SMALL: Final = "SELECT abs(points) <= approval_points FROM book.adjustments WHERE adjustment = %s"
 
 MOVE: Final = """
     SELECT 0, %(member)s, 'adjust', CASE WHEN %(points)s > 0 THEN 'issuance' ELSE 'available' END,
@@ -33,13 +54,26 @@ MOVE: Final = """
         (%(day)s::date + make_interval(months => %(months)s))::date, false
 """
 
-
 UNDO: Final = """
     INSERT INTO book.postings (number, action, kind, member, from_account, to_account, points, day, lot_days,
         lot_points, partition_id, seq, late, cause_seq, corrects)
     SELECT nextval('book.numbers'), %(action)s, 'correct', member, to_account, from_account, points, day, lot_days,
         lot_points, partition_id, seq, late, cause_seq, number
     FROM book.standing WHERE number = %(corrects)s
+"""
+
+# Whether the entries of a member and day have their points where the postings have put them.
+FITS: Final = """
+    WITH moved AS (
+        SELECT account, sum(side.points) AS points
+        FROM book.movements m, LATERAL (VALUES (from_account, -points), (to_account, points)) AS side (account, points)
+        WHERE (member, day) = (%(member)s, %(day)s) AND account IN ('pending', 'held') GROUP BY account
+    ), left_over AS (
+        SELECT account, sum(points_left) AS points FROM book.holdings
+        WHERE (member, day) = (%(member)s, %(day)s) AND account IN ('pending', 'held') GROUP BY account
+    )
+    SELECT coalesce(bool_and(coalesce(m.points, 0) = coalesce(l.points, 0)), true)
+    FROM moved m FULL JOIN left_over l USING (account)
 """
 
 
@@ -59,6 +93,26 @@ class Adjustment(msgspec.Struct, frozen=True):
     approved_by: str | None = None
     rejected_by: str | None = None
     corrects: int | None = None
+
+
+class ApprovalLimit(msgspec.Struct, frozen=True):
+    """From how many points on an adjustment waits for a second person; ``changed`` where that is new."""
+
+    points: int
+    changed: bool
+
+
+def person(name: str) -> str:
+    """Return who ``name`` means: neither case nor spaces make another person of anybody."""
+    return " ".join(name.split()).casefold()
+
+
+def check_person(by: str) -> str:
+    """Return ``by``. Raises ``UsageError`` where it names nobody."""
+    check_text("--by", by)
+    if not person(by):
+        raise UsageError(f"--by: {by!r} is nobody's name")
+    return by
 
 
 def check_reason(reason: str) -> str:
@@ -87,36 +141,37 @@ def adjust(
     reason: str,
     note: str,
     by: str,
-    approval_points: int,
+    approval_points: int | None = None,
     key: str = "",
     dry_run: bool = False,
 ) -> Adjustment:
     """Give ``points`` to a member, or take them where they are negative, and return what became of it.
 
-    An adjustment of more than ``approval_points`` waits for ``approve``. The ``key`` makes it unique: with one that is
-    known, nothing is done twice. Raises ``BookError`` where the key is that of another adjustment.
+    An adjustment of more points than the book's limit, or than ``approval_points`` where that is less, waits for
+    ``approve``. The ``key`` makes it unique: with one that is known, nothing is done twice. Raises ``BookError`` where
+    the key is that of another adjustment.
     """
     check_reason(reason)
     check_text("--member", member)
-    check_text("--by", by)
+    check_person(by)
     check_text("--note", note, shortest=0, longest=NOTE_BYTES)
     if not 0 < abs(points) <= MAXIMUM_POINTS:
         raise UsageError(f"--points: {points} is nothing that can be given or taken")
-    key = check_text("--id", key or f"adjust-{secrets.token_hex(8)}")
+    key = _check_key(key or f"adjust-{secrets.token_hex(8)}")
 
     def work() -> Adjustment:
         with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
             cursor.execute(
-                "INSERT INTO book.adjustments (adjustment, member, points, reason, note, asked_by) "
-                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (stored(key), stored(member), points, reason, stored(note), stored(by)),
+                "INSERT INTO book.adjustments (adjustment, member, points, reason, note, asked_by, approval_points) "
+                "VALUES (%s, %s, %s, %s, %s, %s, least(%s, book.approval_points())) ON CONFLICT DO NOTHING",
+                (stored(key), stored(member), points, reason, stored(note), stored(by), approval_points),
             )
             is_new = cursor.rowcount == 1
             found = _locked(cursor, key)
             _check_same(found, (member, points, reason, None))
-            # One that waited before goes on waiting, even if it would not have to by what the setting is now.
-            if is_new and abs(points) <= approval_points:
-                _post(cursor, found, by=by)
+            # One that waited before goes on waiting, even if it would not have to by what the limit is now.
+            if is_new and cursor.execute(IS_SMALL, (stored(key),)).fetchone() == (True,):
+                _post(cursor, found)
             return _locked(cursor, key)
 
     return retried(work)
@@ -131,9 +186,9 @@ def undo(
     no such posting, it is undone, or the key is that of another adjustment.
     """
     check_reason(reason)
-    check_text("--by", by)
+    check_person(by)
     check_text("--note", note, shortest=0, longest=NOTE_BYTES)
-    key = check_text("--id", key or f"undo-{posting}")
+    key = _check_key(key or f"undo-{posting}")
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         cursor.execute("SELECT member, points FROM book.standing WHERE number = %s", (posting,))
         row = cursor.fetchone()
@@ -151,7 +206,7 @@ def undo(
 
 def approve(connection: Connection, key: str, *, by: str, dry_run: bool = False) -> Adjustment:
     """Post the adjustment ``key`` that waits. Raises ``BookError`` where ``by`` has asked for it, or there is none."""
-    check_text("--by", by)
+    check_person(by)
 
     def work() -> Adjustment:
         with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
@@ -159,12 +214,9 @@ def approve(connection: Connection, key: str, *, by: str, dry_run: bool = False)
             if found.state == "rejected":
                 raise BookError(f"adjustment {key} was rejected by {found.rejected_by}")
             if found.state == "waiting":
-                if found.by == by:
-                    raise BookError(f"adjustment {key} was asked for by {by}: somebody else must approve it")
-                _post(cursor, found, by=by)
-                cursor.execute(
-                    "UPDATE book.adjustments SET approved_by = %s WHERE adjustment = %s", (stored(by), stored(key))
-                )
+                if person(found.by) == person(by):
+                    raise BookError(f"adjustment {key} was asked for by {found.by}: somebody else must approve it")
+                _post(cursor, found, approved_by=by)
             return _locked(cursor, key)
 
     return retried(work)
@@ -172,7 +224,7 @@ def approve(connection: Connection, key: str, *, by: str, dry_run: bool = False)
 
 def reject(connection: Connection, key: str, *, by: str, dry_run: bool = False) -> Adjustment:
     """Turn down the adjustment ``key`` that waits. Raises ``BookError`` where it is posted, or there is none."""
-    check_text("--by", by)
+    check_person(by)
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         found = _locked(cursor, key)
         if found.state == "posted":
@@ -191,6 +243,33 @@ def waiting_adjustments(connection: Connection) -> list[Adjustment]:
         "ORDER BY asked_at, adjustment"
     )
     return [_adjustment(row) for row in rows.fetchall()]
+
+
+def limit_approval(connection: Connection, points: int, *, reason: str, note: str = "", by: str) -> ApprovalLimit:
+    """Let adjustments of more than ``points`` need a second person from now on: for the owner of the book alone.
+
+    Raises ``BookError`` for anybody else.
+    """
+    check_reason(reason)
+    check_person(by)
+    check_text("--note", note, shortest=0, longest=NOTE_BYTES)
+    if not 0 <= points <= MAXIMUM_POINTS:
+        raise UsageError(f"--limit: {points} is no number of points")
+    with connection.transaction(), connection.cursor() as cursor:
+        if cursor.execute("SELECT book.approval_points()").fetchone() == (points,):
+            return ApprovalLimit(points, changed=False)
+        action = act(cursor, "limit", by=stored(by), reason=reason, note=stored(note), details={"points": points})
+        try:
+            cursor.execute("INSERT INTO book.approval_limits (action, points) VALUES (%s, %s)", (action, points))
+        except psycopg.errors.InsufficientPrivilege:
+            raise BookError("--limit: only the owner of the book may set it") from None
+        return ApprovalLimit(points, changed=True)
+
+
+def _check_key(key: str) -> str:
+    if key.startswith(RESERVED_PREFIX):
+        raise UsageError(f"--id: {key!r} begins with {RESERVED_PREFIX}, as only what the audit proposes does")
+    return check_text("--id", key)
 
 
 def _locked(cursor: psycopg.Cursor[Any], key: str) -> Adjustment:
@@ -225,26 +304,28 @@ def _adjustment(row: tuple[Any, ...]) -> Adjustment:
     )
 
 
-def _post(cursor: psycopg.Cursor[Any], adjustment: Adjustment, *, by: str) -> None:
-    member = stored(adjustment.member)
-    lock_members(cursor, [member])
-    action = (_move if adjustment.corrects is None else _undo)(cursor, adjustment, by)
+def _post(cursor: psycopg.Cursor[Any], adjustment: Adjustment, *, approved_by: str | None = None) -> None:
+    lock_members(cursor, [stored(adjustment.member)])
+    action = (_move if adjustment.corrects is None else _undo)(cursor, adjustment, approved_by)
     cursor.execute(
-        "UPDATE book.adjustments SET action = %s WHERE adjustment = %s", (action, stored(adjustment.adjustment))
+        "UPDATE book.adjustments SET action = %s, approved_by = %s WHERE adjustment = %s",
+        (action, None if approved_by is None else stored(approved_by), stored(adjustment.adjustment)),
     )
 
 
-def _act(cursor: psycopg.Cursor[Any], deed: str, adjustment: Adjustment, by: str, **details: object) -> int:
+def _act(
+    cursor: psycopg.Cursor[Any], deed: str, adjustment: Adjustment, approved_by: str | None, **details: object
+) -> int:
     details["adjustment"] = stored(adjustment.adjustment)
-    if by != adjustment.by:
-        details["approved_by"] = stored(by)
+    if approved_by is not None:
+        details["approved_by"] = stored(approved_by)
     note, asked_by = stored(adjustment.note), stored(adjustment.by)
     return act(cursor, deed, by=asked_by, reason=adjustment.reason, note=note, details=details)
 
 
-def _move(cursor: psycopg.Cursor[Any], adjustment: Adjustment, by: str) -> int:
+def _move(cursor: psycopg.Cursor[Any], adjustment: Adjustment, approved_by: str | None) -> int:
     """Move the points of an adjustment, and return the action."""
-    action = _act(cursor, "adjust", adjustment, by)
+    action = _act(cursor, "adjust", adjustment, approved_by)
     parameters = {
         "member": stored(adjustment.member),
         "points": adjustment.points,
@@ -256,21 +337,45 @@ def _move(cursor: psycopg.Cursor[Any], adjustment: Adjustment, by: str) -> int:
     return action
 
 
-def _undo(cursor: psycopg.Cursor[Any], adjustment: Adjustment, by: str) -> int:
+def _undo(cursor: psycopg.Cursor[Any], adjustment: Adjustment, approved_by: str | None) -> int:
     """Undo the posting that ``adjustment`` corrects, and return the action.
 
     The member's balances and lots are then made anew, so that it does not matter whether the wrong posting had changed
     them. Where its points have been used since, they cannot be: that is a ``BookError``, and nothing is posted.
     """
-    cursor.execute("SELECT kind FROM book.standing WHERE number = %s", (adjustment.corrects,))
+    cursor.execute(
+        "SELECT kind, member, day, from_account = 'pending' FROM book.standing WHERE number = %s",
+        (adjustment.corrects,),
+    )
     row = cursor.fetchone()
     if row is None:
         raise BookError(f"posting {adjustment.corrects} is undone already")
-    action = _act(cursor, "correct", adjustment, by, corrects=adjustment.corrects, kind=row[0])
+    kind, member, day, is_pending_again = row
+    fitted = _fits(cursor, member, day)
+    action = _act(cursor, "correct", adjustment, approved_by, corrects=adjustment.corrects, kind=kind)
     cursor.execute(UNDO, {"action": action, "corrects": adjustment.corrects})
     try:
-        rebuild_member(cursor, stored(adjustment.member))
+        rebuild_member(cursor, member)
+        if is_pending_again and kind != "settle":
+            _move_on(cursor, member, day, approved_by or adjustment.by)
+        if fitted and not _fits(cursor, member, day):
+            raise BookError("the points that it moved were moved on")
     except BookError as error:
         used = "or its points have been used since; adjust them by hand"
         raise BookError(f"posting {adjustment.corrects} cannot be undone: {error}, {used}") from error
+    if kind == "settle":
+        # The day is due again, for whoever looks for days next.
+        cursor.execute("UPDATE book.settled_days SET finished = false WHERE day = %s", (day,))
     return action
+
+
+def _move_on(cursor: psycopg.Cursor[Any], member: str, day: date, by: str) -> None:
+    """Settle what has come back to a day that is settled: the entry of the points went on without them."""
+    number, rulebook = day_number(day), newest_rulebook(cursor)
+    if rulebook is not None and is_settled(cursor, number):
+        details = {"day": day_text(number), "rulebook": rulebook.version}
+        settle_members(cursor, rulebook, number, [member], act(cursor, "settle", by=stored(by), details=details))
+
+
+def _fits(cursor: psycopg.Cursor[Any], member: str, day: date) -> bool:
+    return cursor.execute(FITS, {"member": member, "day": day}).fetchone() == (True,)

@@ -51,14 +51,15 @@ def in_chunks(
     work: Callable[[psycopg.Cursor[Any], Sequence[Key]], Done],
     first: Key,
     *,
+    members: int | None = None,
     dry_run: bool = False,
     stopping: threading.Event | None = None,
 ) -> Done:
     """Do ``work`` for the keys that ``choose`` gives after a key (at first ``first``), each chunk a transaction.
 
     Both take a cursor. A chunk that met another job is tried again. With ``dry_run`` every transaction is undone. Once
-    ``stopping`` is set no further chunk is begun. How long each transaction took, and so held its locks, is in the log
-    at level ``debug``.
+    ``stopping`` is set no further chunk is begun. ``members`` is how many there are, where that is known. How long each
+    transaction took, and so held its locks, is in the log at level ``debug``.
     """
     total = Done()
     after = first
@@ -71,7 +72,8 @@ def in_chunks(
         after = keys[-1]
         if time.monotonic() - reported_s >= REPORT_S:
             reported_s = time.monotonic()
-            log.info("%s: %d members, %d postings, %d points", job, total.members, total.postings, total.points)
+            of = "" if members is None else f" of {members}"
+            log.info("%s: %d%s members, %d postings, %d points", job, total.members, of, total.postings, total.points)
     return total
 
 
@@ -104,7 +106,8 @@ def in_chunks_of_members(
     def of_members(cursor: psycopg.Cursor[Any], keys: Sequence[Key]) -> Done:
         return work(cursor, [member for (member,) in keys])
 
-    return in_chunks(connection, job, choose, of_members, ("",), dry_run=dry_run, stopping=stopping)
+    (members,) = connection.execute("SELECT count(*) FROM found_members").fetchone() or (0,)
+    return in_chunks(connection, job, choose, of_members, ("",), members=members, dry_run=dry_run, stopping=stopping)
 
 
 def is_stopped(stopping: threading.Event | None) -> bool:

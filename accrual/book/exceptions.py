@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from accrual.book.adjust import check_reason
+from accrual.book.adjust import check_person, check_reason
 from accrual.book.database import Connection
 from accrual.book.posting import act
 from accrual.book.texts import shown, stored
@@ -42,6 +42,7 @@ def exceptions(connection: Connection, *, closed_too: bool = False) -> Iterator[
 def close_exception(connection: Connection, number: int, *, by: str, reason: str, note: str = "") -> None:
     """Note that ``by`` has dealt with an exception. Raises ``BookError`` where there is none, or it is closed."""
     check_reason(reason)
+    check_person(by)
     with connection.transaction(), connection.cursor() as cursor:
         details = {"exception": number}
         action = act(cursor, "close_exception", by=stored(by), reason=reason, note=stored(note), details=details)

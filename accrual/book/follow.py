@@ -21,7 +21,7 @@ from accrual.errors import StreamError
 from accrual.ledger import Chain, EntriesBatch, LedgerReader, Link, RulebookRecord
 from accrual.stream import Keys, checkpoint_of
 
-__all__ = ["Follower", "follow"]
+__all__ = ["Follower", "Pace", "follow"]
 
 GROUP_ENTRIES: Final = 65536
 GROUP_BATCHES: Final = 256
@@ -41,7 +41,7 @@ class Follower:
         self._keys = Keys(partition)
         self._reader = LedgerReader(client, partition)
         self._durability = Durability(client, require_durable=require_durable)
-        self._pace = _Pace(partition)
+        self._pace = Pace(partition)
         self._thread = ThreadPoolExecutor(1, f"book {partition}")
         self._ahead: Future[Group | None] | None = None
         self.book = Book(connection, partition)
@@ -55,12 +55,12 @@ class Follower:
         group = self._ahead.result() if self._ahead else self._group_after(self.book.link)
         self._ahead = None
         if group is None:
-            self._pace.caught_up()
+            self._tell_pace(is_waiting=True)
             return False
         # The next group is made ready while the database is busy with this one.
         self._ahead = self._thread.submit(self._group_after, group.links[-1])
         self.book.post(group)
-        self._pace.posted(self.book.link.next_seq, checkpoint_of(self._client, self._keys).next_seq)
+        self._tell_pace(is_waiting=False)
         return True
 
     def close(self) -> None:
@@ -74,6 +74,13 @@ class Follower:
     def __exit__(self, *exception: object) -> None:
         """Close it."""
         self.close()
+
+    def _tell_pace(self, *, is_waiting: bool) -> None:
+        next_seq, ledger_next_seq = self.book.link.next_seq, checkpoint_of(self._client, self._keys).next_seq
+        if next_seq < ledger_next_seq:
+            self._pace.behind(next_seq, ledger_next_seq, is_waiting=is_waiting)
+        else:
+            self._pace.caught_up()
 
     def _group_after(self, link: Link) -> Group | None:
         """Read what is there and safe behind ``link``, as much as one transaction should post."""
@@ -124,25 +131,36 @@ def _refuse_shorter(followers: Sequence[Follower], ends: dict[Follower, int]) ->
             )
 
 
-class _Pace:
+class Pace:
     """Says how far behind the book is and when it will have caught up, while it takes longer than a moment."""
 
     def __init__(self, partition: str) -> None:
         self._partition = partition
-        self._since: tuple[float, int] | None = None
-        self._reported_s = time.monotonic()
+        self._is_waiting = False
+        self._since: tuple[float, int, int] | None = None
 
-    def posted(self, next_seq: int, ledger_next_seq: int) -> None:
+    def behind(self, next_seq: int, ledger_next_seq: int, *, is_waiting: bool) -> None:
+        """Take note of where book and ledger are; ``is_waiting`` where the rest is not safe on the server's disk."""
         now_s = time.monotonic()
-        if self._since is None:
-            self._since = now_s, next_seq
-        behind = ledger_next_seq - next_seq
-        if now_s - self._reported_s < REPORT_S:
+        if self._since is None or is_waiting != self._is_waiting:
+            # What is always some moments behind, since it waits for the disk between two posts, need not be said.
+            self._is_waiting, self._since = is_waiting, (now_s, next_seq, ledger_next_seq)
+        began_s, posted_from, arrived_from = self._since
+        elapsed_s = now_s - began_s
+        if elapsed_s < REPORT_S:
             return
-        self._reported_s = now_s
-        rate = (next_seq - self._since[1]) / max(1e-9, now_s - self._since[0])
-        expected = f", caught up in about {behind / rate:.0f} s" if rate else ""
-        log.info("partition %s: %d entries behind, %.0f entries/s%s", self._partition, behind, rate, expected)
+        self._since = now_s, next_seq, ledger_next_seq
+        entries = ledger_next_seq - next_seq
+        posted, arrived = (next_seq - posted_from) / elapsed_s, (ledger_next_seq - arrived_from) / elapsed_s
+        if is_waiting:
+            expected = "waiting for the server to write them to its disk"
+        elif posted > arrived:
+            expected = f"caught up in about {entries / (posted - arrived):.0f} s"
+        else:
+            expected = "falling behind"
+        words = "partition %s: %d entries behind, %.0f entries/s posted, %.0f arriving, %s"
+        log.info(words, self._partition, entries, posted, arrived, expected)
 
     def caught_up(self) -> None:
+        """Take note that everything is posted."""
         self._since = None

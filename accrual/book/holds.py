@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import psycopg
 
-from accrual.book.adjust import NOTE_BYTES, check_reason, check_text
+from accrual.book.adjust import NOTE_BYTES, check_person, check_reason, check_text
 from accrual.book.database import Connection, retried
 from accrual.book.outbox import write_event
 from accrual.book.posting import act, is_settled, lock_members, plan, post
@@ -33,15 +33,17 @@ HELD: Final = "FROM book.holdings WHERE member = %(member)s AND account = 'held'
 HELD_DAYS: Final = f"SELECT DISTINCT day - date '1970-01-01' {HELD} ORDER BY 1"
 
 RELEASED: Final = f"""
-    SELECT row_number() OVER (ORDER BY number, seq), member, 'release', 'held',
+    SELECT 0, member, 'release', 'held',
         CASE WHEN day = ANY(%(settled)s::date[]) THEN 'available' ELSE 'pending' END, points_left, day,
         (day + make_interval(months => %(months)s))::date, false, partition_id, seq, late, NULL::bigint
     {HELD} ORDER BY number, seq
 """
 
 CONFIRMED: Final = """
-    SELECT row_number() OVER (ORDER BY number, seq), member,
-        CASE account WHEN 'held' THEN 'confirm' ELSE 'clawback' END, account, 'issuance', points_left, day,
+    SELECT
+        CASE account WHEN 'available' THEN row_number() OVER (PARTITION BY account ORDER BY number, seq)
+            ELSE count(*) OVER () END,
+        member, CASE account WHEN 'held' THEN 'confirm' ELSE 'clawback' END, account, 'issuance', points_left, day,
         NULL::date, account = 'available', partition_id, seq, late, NULL::bigint
     FROM book.holdings
     WHERE member = %(member)s AND points_left > 0
@@ -153,7 +155,7 @@ def confirm(
 def _check(member: str, reason: str, by: str, note: str) -> None:
     check_text("--member", member)
     check_reason(reason)
-    check_text("--by", by)
+    check_person(by)
     check_text("--note", note, shortest=0, longest=NOTE_BYTES)
 
 

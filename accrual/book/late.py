@@ -56,17 +56,26 @@ MEMBERS: Final = """
     SELECT member, state, tier, card_until_ms, immune_until_ms, incomplete FROM book.members WHERE member = ANY(%s)
 """
 
-INSERT: Final = """
-    INSERT INTO book.entries (day, partition_id, seq, late, rulebook, stream_id, item, ts_ms, event, kind, member,
-        amount_fen, order_id, device, ip, phone, outcome, cause, frozen, base, uncapped, points, campaigns, evidence)
-    SELECT day, partition_id, seq, true, %(rulebook)s, stream_id, item, ts_ms, event, kind, member,
-        amount_fen, order_id, device, ip, phone, %(outcome)s, %(cause)s, %(frozen)s, %(base)s, %(uncapped)s, %(points)s,
-        %(campaigns)s, %(evidence)s
-    FROM book.deferred WHERE (partition_id, seq) = (%(partition_id)s, %(seq)s)
-"""
-
-RAISE: Final = """
-    UPDATE book.balances SET pending = pending + %(pending)s, held = held + %(held)s WHERE member = %(member)s
+BOOK: Final = """
+    WITH booked AS (
+        INSERT INTO book.entries (day, partition_id, seq, late, rulebook, stream_id, item, ts_ms, event, kind, member,
+            amount_fen, order_id, device, ip, phone,
+            outcome, cause, frozen, base, uncapped, points, campaigns, evidence)
+        SELECT d.day, partition_id, seq, true, %(rulebook)s, d.stream_id, d.item, d.ts_ms, d.event, d.kind, d.member,
+            d.amount_fen, d.order_id, d.device, d.ip, d.phone,
+            e.outcome, e.cause, e.frozen, e.base, e.uncapped, e.points, e.campaigns, e.evidence
+        FROM jsonb_to_recordset(%(entries)s) AS e (partition_id smallint, seq bigint, outcome text, cause text,
+            frozen boolean, base bigint, uncapped bigint, points bigint, campaigns text[], evidence jsonb)
+        JOIN book.deferred d USING (partition_id, seq)
+        RETURNING member, outcome, points
+    )
+    UPDATE book.balances b SET pending = b.pending + r.pending, held = b.held + r.held
+    FROM (
+        SELECT member, coalesce(sum(points) FILTER (WHERE outcome <> 'held'), 0)::bigint AS pending,
+            coalesce(sum(points) FILTER (WHERE outcome = 'held'), 0)::bigint AS held
+        FROM booked GROUP BY member
+    ) r
+    WHERE r.member = b.member
 """
 
 
@@ -268,9 +277,8 @@ def _book(cursor: psycopg.Cursor[Any], rulebook: Rulebook, accepted: Sequence[Ac
         return Done()
     settled = [day for day in sorted({item.event.day for item in accepted}) if is_settled(cursor, day)]
     cursor.execute("SELECT set_config('book.number', nextval('book.numbers')::text, true)")
-    cursor.executemany(INSERT, [_row(item, rulebook) for item in accepted])
+    cursor.execute(BOOK, {"rulebook": rulebook.version, "entries": Jsonb([_row(item) for item in accepted])})
     raised = [item for item in accepted if item.entry.points]
-    cursor.executemany(RAISE, [_raise(item) for item in raised])
     for day in settled:
         members = [item.event.member for item in raised if item.event.day == day and item.entry.outcome == "granted"]
         settle_members(cursor, rulebook, day, members, action)
@@ -278,12 +286,11 @@ def _book(cursor: psycopg.Cursor[Any], rulebook: Rulebook, accepted: Sequence[Ac
     return Done(len({item.event.member for item in accepted}), len(raised), points)
 
 
-def _row(item: Accepted, rulebook: Rulebook) -> dict[str, object]:
+def _row(item: Accepted) -> dict[str, object]:
     entry = item.entry
     return {
         "partition_id": item.event.partition_id,
         "seq": item.event.seq,
-        "rulebook": rulebook.version,
         "outcome": entry.outcome,
         "cause": entry.cause or None,
         "frozen": entry.frozen_before,
@@ -291,10 +298,5 @@ def _row(item: Accepted, rulebook: Rulebook) -> dict[str, object]:
         "uncapped": entry.uncapped,
         "points": entry.points,
         "campaigns": [stored(campaign) for campaign in entry.campaigns] or None,
-        "evidence": Jsonb(_evidence(entry)) if entry.evidence else None,
+        "evidence": _evidence(entry) or None,
     }
-
-
-def _raise(item: Accepted) -> dict[str, object]:
-    points, held = item.entry.points, item.entry.outcome == "held"
-    return {"member": item.event.member, "pending": 0 if held else points, "held": points if held else 0}

@@ -33,7 +33,8 @@ DAY_LOCK: Final = 0x626F_6F6B  # "book"
 MOVE_COLUMNS: Final = "turn, member, kind, from_account, to_account, points, day, lot_expires_on, own_lot_first"
 ENTRY_COLUMNS: Final = "partition_id, seq, late, cause_seq"
 
-# Moves of one member have different turns, since each of them changes the lots that the next one meets.
+# Moves of one member out of `available` have different turns, since each of them changes the lots that the next one
+# meets. All others may share one.
 CREATE_MOVES: Final = """
     CREATE TEMP TABLE IF NOT EXISTS moves (
         place bigint GENERATED ALWAYS AS IDENTITY,
@@ -51,9 +52,9 @@ CREATE_MOVES: Final = """
         late boolean,
         cause_seq bigint,
         lot_days date[],
-        lot_points bigint[],
-        UNIQUE (turn, member)
-    ) ON COMMIT DELETE ROWS
+        lot_points bigint[]
+    ) ON COMMIT DELETE ROWS;
+    CREATE UNIQUE INDEX IF NOT EXISTS moves_leaving ON moves (turn, member) WHERE from_account = 'available'
 """
 
 SPREAD_ARRIVING: Final = """
@@ -63,9 +64,13 @@ SPREAD_ARRIVING: Final = """
         lot_points = CASE WHEN hole = 0 OR hole = points THEN ARRAY[points] ELSE ARRAY[hole, points - hole] END,
         lot_expires_on = coalesce(known_expiry, lot_expires_on)
     FROM (
-        SELECT place, least(m.points, greatest(0, -b.available)) AS hole, l.expires_on AS known_expiry
-        FROM moves m JOIN book.balances b USING (member) LEFT JOIN book.lots l ON (l.member, l.day) = (m.member, m.day)
-        WHERE m.turn = %(turn)s AND m.to_account = 'available'
+        SELECT place, least(m.points, greatest(0, -b.available - m.before)) AS hole, l.expires_on AS known_expiry
+        FROM (
+            SELECT place, member, day, points,
+                sum(points) OVER (PARTITION BY member ORDER BY place)::bigint - points AS before
+            FROM moves WHERE turn = %(turn)s AND to_account = 'available'
+        ) m
+        JOIN book.balances b USING (member) LEFT JOIN book.lots l ON (l.member, l.day) = (m.member, m.day)
     ) s
     WHERE s.place = m.place
 """
@@ -102,8 +107,9 @@ INSERT_POSTINGS: Final = """
 
 GROW_LOTS: Final = """
     INSERT INTO book.lots AS l (member, day, expires_on, points)
-    SELECT member, day, lot_expires_on, lot_points[cardinality(lot_points)] FROM moves
+    SELECT member, day, min(lot_expires_on), sum(lot_points[cardinality(lot_points)]) FROM moves
     WHERE turn = %(turn)s AND to_account = 'available' AND lot_days[cardinality(lot_days)] IS NOT NULL
+    GROUP BY member, day
     ON CONFLICT (member, day) DO UPDATE SET points = l.points + excluded.points
 """
 
@@ -118,10 +124,15 @@ SHRINK_LOTS: Final = """
 
 CHANGE_BALANCES: Final = """
     UPDATE book.balances b SET
-        pending = pending + CASE 'pending' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END,
-        available = available + CASE 'available' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END,
-        held = held + CASE 'held' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END
-    FROM moves m WHERE m.turn = %(turn)s AND m.member = b.member
+        pending = b.pending + m.pending, available = b.available + m.available, held = b.held + m.held
+    FROM (
+        SELECT member,
+            sum(CASE 'pending' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END) AS pending,
+            sum(CASE 'available' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END) AS available,
+            sum(CASE 'held' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END) AS held
+        FROM moves WHERE turn = %(turn)s GROUP BY member
+    ) m
+    WHERE m.member = b.member
 """
 
 STEPS: Final = (SPREAD_ARRIVING, SPREAD_LEAVING, INSERT_POSTINGS, GROW_LOTS, SHRINK_LOTS, CHANGE_BALANCES)

@@ -3,6 +3,8 @@
 Whoever changes points locks balances first, so that holding those keeps facts and projections as they are until the two
 have been compared and put right: ingester and jobs wait, those who read do not. Of a single member only that member's
 are held. Only rows that differ are written. What facts do not tell of a member (tier, card, immunity) stays as it is.
+
+Who only asks holds nobody up: each comparison is one query, which sees facts and projections at one moment.
 """
 
 from __future__ import annotations
@@ -161,12 +163,20 @@ def rebuild(
     name = None if member is None else stored(member)
 
     def work() -> None:
-        with connection.transaction(), connection.cursor() as cursor:
+        with connection.transaction() as transaction, connection.cursor() as cursor:
+            if not dry_run:
+                _lock(cursor, name)
             found = _compare(cursor, name)
-            if found and not dry_run:
-                _put_right(cursor)
-                act(cursor, "rebuild", by=stored(by), details={"differences": found})
+            if dry_run:
+                return
+            if not found:
+                # Nothing is left behind, not even the row that stands for a member whom the book does not know.
+                raise psycopg.Rollback(transaction)
+            _put_right(cursor)
+            act(cursor, "rebuild", by=stored(by), details={"differences": found})
 
+    with connection.cursor() as cursor:
+        _forget(cursor)
     retried(work)
     with connection.transaction(), connection.cursor(name="differences") as cursor:
         cursor.itersize = PAGE_ROWS
@@ -179,7 +189,7 @@ def rebuild(
 def rebuild_member(cursor: psycopg.Cursor[Any], name: str) -> None:
     """Make the projections of the member ``name`` (as ``stored``) anew, within the cursor's transaction.
 
-    Raises ``BookError`` as ``rebuild`` does.
+    The member must be locked. Raises ``BookError`` as ``rebuild`` does.
     """
     _compare(cursor, name)
     _put_right(cursor)
@@ -188,14 +198,22 @@ def rebuild_member(cursor: psycopg.Cursor[Any], name: str) -> None:
         raise BookError(f"the lots of member {shown(name)} do not come to what is available")
 
 
-def _compare(cursor: psycopg.Cursor[Any], name: str | None) -> int:
-    """Write down what differs, and return how much; nobody changes points until the transaction ends."""
+def _forget(cursor: psycopg.Cursor[Any]) -> None:
     cursor.execute(CREATE_DIFFERENCES)
     cursor.execute("TRUNCATE differences")
+
+
+def _lock(cursor: psycopg.Cursor[Any], name: str | None) -> None:
+    """Let nobody change points, or those of the member ``name``, until the transaction ends."""
     if name is None:
         cursor.execute(LOCK)
     else:
         lock_members(cursor, [name])
+
+
+def _compare(cursor: psycopg.Cursor[Any], name: str | None) -> int:
+    """Write down what differs, and return how much."""
+    _forget(cursor)
     _note_freezing_limits(cursor)
     queries = (COMPARE_BALANCES, COMPARE_LOTS, COMPARE_STATES)
     return sum(cursor.execute(query, {"member": name}).rowcount for query in queries)

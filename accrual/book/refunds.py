@@ -30,11 +30,16 @@ ORDERS: Final = """
     WHERE i.paid_order = ANY(%s) ORDER BY e.number, e.seq
 """
 
-# What is known of the orders under their members' locks: what was refunded before, where their points are.
+# What is known of the orders under their members' locks: what was refunded before, where their points are. A refund
+# whose reversal was undone does not count; one that had nothing to reverse has no posting.
 STANDING: Final = """
     SELECT o.partition_id, o.seq, o.late,
         (SELECT coalesce(sum(amount_fen), 0)::bigint FROM book.refunds r
-            WHERE (r.order_partition_id, r.order_seq, r.order_late) = (o.partition_id, o.seq, o.late)),
+            WHERE (r.order_partition_id, r.order_seq, r.order_late) = (o.partition_id, o.seq, o.late)
+            AND (r.reversed = 0 OR EXISTS (
+                SELECT FROM book.standing s
+                WHERE (s.partition_id, s.seq, s.late) = (o.partition_id, o.seq, o.late)
+                    AND (s.kind, s.action, s.cause_seq) = ('refund', r.action, r.seq)))),
         h.points_left, h.account
     FROM unnest(%(days)s::date[], %(partitions)s::smallint[], %(seqs)s::bigint[], %(lates)s::boolean[])
         AS o (day, partition_id, seq, late)
@@ -42,8 +47,10 @@ STANDING: Final = """
 """
 
 REVERSALS: Final = """
-    SELECT row_number() OVER (PARTITION BY member ORDER BY place), member, 'refund', account, 'issuance', points, day,
-        NULL::date, account = 'available', partition_id, seq, late, cause_seq
+    SELECT
+        CASE account WHEN 'available' THEN row_number() OVER (PARTITION BY member, account ORDER BY place) ELSE 0 END,
+        member, 'refund', account, 'issuance', points, day, NULL::date, account = 'available', partition_id, seq, late,
+        cause_seq
     FROM unnest(%(members)s::text[], %(accounts)s::text[], %(points)s::bigint[], %(days)s::date[],
         %(partitions)s::smallint[], %(seqs)s::bigint[], %(lates)s::boolean[], %(causes)s::bigint[])
         WITH ORDINALITY AS r (member, account, points, day, partition_id, seq, late, cause_seq, place)

@@ -8,10 +8,11 @@ no harm either, since every job is safe to run twice, and beside every other, at
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
@@ -43,19 +44,13 @@ STANDBY_S: Final = 1.0
 # reminder. What all of them have to tell is sent last where each is done once.
 LANES: Final = (("slow",), ("settle", "remind", "expire"), ("outbox",))
 
-# Days whose settlement is not finished, or that have got entries since the scheduler settled them last. Every day but
-# those of late events from long ago has a partition of its own, so that the days need no search.
+# Days whose settlement is not finished, or that have got entries since the scheduler settled them last. The index leads
+# from one day to the next, so that entries need not be read for it.
 DAYS_TO_SETTLE: Final = """
-    WITH RECURSIVE other (day) AS (
-        SELECT min(day) FROM book.entries_other
+    WITH RECURSIVE days (day) AS (
+        SELECT min(day) FROM book.entries
         UNION ALL
-        SELECT (SELECT min(day) FROM book.entries_other e WHERE e.day > other.day) FROM other WHERE day IS NOT NULL
-    ), days (day) AS (
-        SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM '''(.*?)''')::date
-        FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'book.entries'::regclass AND i.inhrelid <> 'book.entries_other'::regclass
-        UNION
-        SELECT day FROM other WHERE day IS NOT NULL
+        SELECT (SELECT min(day) FROM book.entries e WHERE e.day > days.day) FROM days WHERE day IS NOT NULL
     )
     SELECT d.day - date '1970-01-01', l.through::text, CASE WHEN s.finished THEN s.through::text END
     FROM days d LEFT JOIN book.settled_days s USING (day)
@@ -132,6 +127,13 @@ class Scheduler:
         for lane in ended:
             lane.result()
 
+    def dry_run(self, stopping: threading.Event) -> Iterator[Report]:
+        """Say what each job would do now, beside whoever is at it; what one would leave to another is not seen."""
+        with self._opened(stopping, dry_run=True) as jobs:
+            for name in itertools.chain(*LANES):
+                if not stopping.is_set():
+                    yield from jobs.run(name)
+
     def run_once(self, stopping: threading.Event) -> Iterator[Report]:
         """Do each job once, when nobody else is at it any more, and say what each of them did."""
         for lane, names in enumerate(LANES):
@@ -152,69 +154,80 @@ class Scheduler:
     @contextmanager
     def _leading(self, lane: int, stopping: threading.Event) -> Iterator[_Jobs]:
         """Wait for our turn. It ends with the connection, however that comes to its end."""
+        with self._opened(stopping) as jobs:
+            if not _leads(jobs.connection, lane):
+                log.info("another scheduler does %s; standing by", ", ".join(LANES[lane]))
+                while not stopping.wait(STANDBY_S) and not _leads(jobs.connection, lane):
+                    pass
+            yield jobs
+
+    @contextmanager
+    def _opened(self, stopping: threading.Event, *, dry_run: bool = False) -> Iterator[_Jobs]:
         with (
             open_book(self._settings.database) as connection,
             StreamServer(self._settings.redis).client() as client,
         ):
-            if not _leads(connection, lane):
-                log.info("another scheduler does %s; standing by", ", ".join(LANES[lane]))
-                while not stopping.wait(STANDBY_S) and not _leads(connection, lane):
-                    pass
-            yield _Jobs(connection, client, self._rulebook, self._settings, stopping, self._now_ms)
+            today = self._rulebook.calendar.day
+            yield _Jobs(
+                connection=connection,
+                client=client,
+                rulebook=self._rulebook,
+                refund_wait_hours=self._settings.refund_wait_hours,
+                stopping=stopping,
+                today=lambda: today(self._now_ms()),
+                dry_run=dry_run,
+            )
 
 
 def _leads(connection: Connection, lane: int) -> bool:
     return connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LEADER_LOCK, lane)).fetchone() == (True,)
 
 
-class _Jobs:
+class _Jobs(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs over open connections. Each stops between two chunks when it is told to."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        client: redis.Redis,
-        rulebook: Rulebook,
-        settings: Settings,
-        stopping: threading.Event,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._connection = connection
-        self._client = client
-        self._rulebook = rulebook
-        self._settings = settings
-        self._stopping = stopping
-        self._now_ms = now_ms
+    connection: Connection
+    client: redis.Redis
+    rulebook: Rulebook
+    refund_wait_hours: float
+    stopping: threading.Event
+    today: Callable[[], int]
+    dry_run: bool
 
     def run(self, name: str) -> list[Report]:
         """Do the job ``name`` and return what it did: one report, for ``settle`` one for each day."""
-        today = self._rulebook.calendar.day(self._now_ms())
+        today = self.today()
+        how: dict[str, Any] = {"dry_run": self.dry_run, "stopping": self.stopping}
         match name:
             case "slow":
-                wait_hours = self._settings.refund_wait_hours
-                done = slow(self._connection, self._rulebook, refund_wait_hours=wait_hours, stopping=self._stopping)
+                done = slow(self.connection, self.rulebook, refund_wait_hours=self.refund_wait_hours, **how)
                 return [_report(name, done)]
             case "settle":
-                return [_report(name, done, day) for day, done in self._settle(today)]
+                return [_report(name, done, day) for day, done in self._settle(today, how)]
             case "remind":
-                done = remind(self._connection, self._rulebook, today, stopping=self._stopping)
-                return [_report(name, done, today)]
+                return [_report(name, remind(self.connection, self.rulebook, today, **how), today)]
             case "expire":
-                return [_report(name, expire(self._connection, today, stopping=self._stopping), today)]
+                return [_report(name, expire(self.connection, today, **how), today)]
             case _:
-                return [{"job": name, "messages": send_outbox(self._connection, self._client, self._stopping)}]
+                return [{"job": name, "messages": self._send()}]
 
-    def _settle(self, today: int) -> Iterator[tuple[int, Done]]:
-        for due in days_to_settle(self._connection, self._client, self._rulebook, today):
-            if is_stopped(self._stopping):
+    def _settle(self, today: int, how: Mapping[str, Any]) -> Iterator[tuple[int, Done]]:
+        for due in days_to_settle(self.connection, self.client, self.rulebook, today):
+            if is_stopped(self.stopping):
                 return
-            done = settle(self._connection, self._rulebook, due.day, stopping=self._stopping, since=due.since)
-            if not is_stopped(self._stopping):
-                self._connection.execute(
+            done = settle(self.connection, self.rulebook, due.day, since=due.since, **how)
+            if not self.dry_run and not is_stopped(self.stopping):
+                self.connection.execute(
                     "UPDATE book.settled_days SET through = %s::jsonb WHERE day = %s::date",
                     (due.through, day_text(due.day)),
                 )
             yield due.day, done
+
+    def _send(self) -> int:
+        if not self.dry_run:
+            return send_outbox(self.connection, self.client, self.stopping)
+        row = self.connection.execute("SELECT count(*) FROM book.outbox WHERE sent_at IS NULL").fetchone()
+        return int((row or (0,))[0])
 
 
 def _report(name: str, done: Done, day: int | None = None) -> Report:

@@ -43,6 +43,13 @@ PENDING: Final = """
     GROUP BY member HAVING sum(points) > 0 ORDER BY member
 """
 
+# What was undone since we began may be of a member whom we had already passed.
+FINISH: Final = """
+    UPDATE book.settled_days SET finished = true WHERE day = %(day)s AND NOT finished AND NOT EXISTS (
+        SELECT FROM book.postings WHERE corrects IS NOT NULL AND day = %(day)s AND number > %(action)s
+    )
+"""
+
 
 def settle(
     connection: Connection,
@@ -71,7 +78,7 @@ def settle(
 
     done = in_chunks_of_members(connection, f"settle {text}", work, dry_run=dry_run, stopping=stopping)
     if not dry_run and not is_stopped(stopping):
-        connection.execute("UPDATE book.settled_days SET finished = true WHERE day = %s AND NOT finished", (text,))
+        connection.execute(FINISH, {"day": text, "action": action})
     return done
 
 

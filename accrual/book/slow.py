@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
@@ -30,15 +31,19 @@ from accrual.stream import StreamServer
 __all__ = ["SlowService", "slow"]
 
 POLL_S: Final = 1.0
+REPORT_S: Final = 5.0
 
-# Late events from longer ago share a partition; every other day gets one of its own.
-RECENT_DAYS: Final = 31
+# A dry run does all in one transaction, so that what comes later sees what comes before. It looks at no more late
+# events and refunds than so many, or one chunk, so that its locks end as soon as those of any other transaction.
+DRY_RUN_EVENTS: Final = 1000
 
+# The newest of them first, with the days on which they came: the first day that a book ever has says which are long
+# past.
 ENSURE_DAYS: Final = """
     SELECT book.ensure_day(day) FROM (
-        SELECT DISTINCT d.day FROM book.waiting w JOIN book.deferred d USING (partition_id, seq)
-        WHERE w.cause = 'late' AND d.day >= to_timestamp(split_part(d.stream_id, '-', 1)::bigint / 1000)::date - %s
-    ) recent ORDER BY day
+        SELECT DISTINCT unnest(ARRAY[d.day, to_timestamp(split_part(d.stream_id, '-', 1)::bigint / 1000)::date]) AS day
+        FROM book.waiting w JOIN book.deferred d USING (partition_id, seq) WHERE w.cause = 'late'
+    ) days ORDER BY day DESC
 """
 
 log = logging.getLogger("accrual.book")
@@ -96,18 +101,20 @@ def slow(
 ) -> Done:
     """Deal with all that waits and can be dealt with now, and return what was done.
 
-    With ``dry_run`` everything is done in one transaction, and undone. Once ``stopping`` is set no further chunk is
-    begun.
+    With ``dry_run`` the first of them are dealt with in one transaction, which is undone. Once ``stopping`` is set no
+    further chunk is begun.
     """
     total = Done()
-    if not dry_run:
-        retried(lambda: connection.execute(ENSURE_DAYS, (RECENT_DAYS,)))
+    wait_s = refund_wait_hours * 3600
+    retried(lambda: connection.execute(ENSURE_DAYS))
     with connection.transaction(force_rollback=True) if dry_run else nullcontext():
-        _all_of(connection, functools.partial(judge_late_events, rulebook=rulebook, by=by), total, stopping)
-        wait_s = refund_wait_hours * 3600
-        _all_of(connection, functools.partial(judge_refunds, wait_s=wait_s, by=by), total, stopping)
-    if total.members:
-        log.info("slow: %d members, %d postings, %d points", total.members, total.postings, total.points)
+        for judge in (
+            functools.partial(judge_late_events, rulebook=rulebook, by=by),
+            functools.partial(judge_refunds, wait_s=wait_s, by=by),
+        ):
+            _all_of(connection, judge, total, stopping, most=DRY_RUN_EVENTS if dry_run else None)
+        if total.members:
+            _say(connection, total)
     return total
 
 
@@ -116,13 +123,32 @@ def _all_of(
     judge: Callable[[psycopg.Cursor[Any]], Done | None],
     total: Done,
     stopping: threading.Event | None,
+    *,
+    most: int | None,
 ) -> None:
-    """Have chunk after chunk judged, and count what was done."""
+    """Have chunk after chunk judged, of ``most`` events or one more chunk, and count what was done."""
+    reported_s = time.monotonic()
+    waited = 0 if most is None else _waiting(connection)
     while not is_stopped(stopping):
         done = retried(functools.partial(_in_turn, connection, judge))
         if done is None:
             return
         total.add(done)
+        if most is not None and waited - _waiting(connection) >= most:
+            return
+        if time.monotonic() - reported_s >= REPORT_S:
+            reported_s = time.monotonic()
+            _say(connection, total)
+
+
+def _say(connection: Connection, total: Done) -> None:
+    words = "slow: %d members, %d postings, %d points; %d events wait"
+    log.info(words, total.members, total.postings, total.points, _waiting(connection))
+
+
+def _waiting(connection: Connection) -> int:
+    """Return how many events wait, also those that must go on waiting for an order."""
+    return int((connection.execute("SELECT count(*) FROM book.waiting").fetchone() or (0,))[0])
 
 
 def _in_turn(connection: Connection, judge: Callable[[psycopg.Cursor[Any]], Done | None]) -> Done | None:

@@ -21,7 +21,8 @@ def add(commands: Commands) -> None:
         "--note 'late delivery' --by alice\n"
         "  accrual adjust --database postgresql://localhost/book --undo 81320 --reason posted-twice --by alice\n"
         "  accrual adjust --database postgresql://localhost/book --list\n"
-        "  accrual adjust --database postgresql://localhost/book --approve adjust-1f2e3d4c5b6a7980 --by bob",
+        "  accrual adjust --database postgresql://localhost/book --approve adjust-1f2e3d4c5b6a7980 --by bob\n"
+        "  accrual adjust --database postgresql://owner@localhost/book --limit 5000 --reason policy --by carol",
         _run,
     )
     add_settings(parser, "database", "adjust_approval_points")
@@ -36,6 +37,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--approve", metavar="KEY", help="post one that waits")
     parser.add_argument("--reject", metavar="KEY", help="turn down one that waits")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="let adjustments of more points need a second person: the owner's to say"
+    )
     parser.add_argument("--list", action="store_true", help="print those that wait, oldest first")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
 
@@ -44,14 +48,18 @@ def _run(parsed: argparse.Namespace) -> int:
     from accrual import book
 
     settings = settings_of(parsed, "database")
-    deeds = {"approve": ("by",), "reject": ("by",), "list": (), "undo": ("reason", "by")}
-    chosen = [deed for deed in deeds if getattr(parsed, deed)]
+    deeds = {"approve": ("by",), "reject": ("by",), "list": (), "undo": ("reason", "by"), "limit": ("reason", "by")}
+    chosen = [deed for deed in deeds if getattr(parsed, deed) or (deed, parsed.limit) == ("limit", 0)]
     if len(chosen) > 1:
-        raise UsageError("--approve, --reject, --list and --undo: one at a time")
+        raise UsageError("--approve, --reject, --list, --undo and --limit: one at a time")
     _require(parsed, *(deeds[chosen[0]] if chosen else ("member", "points", "reason", "by")))
     with book.open_book(settings.database) as connection:
         if parsed.list:
             write_json(book.waiting_adjustments(connection))
+            return 0
+        if parsed.limit is not None:
+            about = {"reason": parsed.reason, "note": parsed.note, "by": parsed.by}
+            write_json([book.limit_approval(connection, parsed.limit, **about)])
             return 0
         if parsed.approve:
             done = book.approve(connection, parsed.approve, by=parsed.by, dry_run=parsed.dry_run)

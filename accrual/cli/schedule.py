@@ -31,7 +31,11 @@ def add(commands: Commands) -> None:
     add_settings(
         parser, "rulebook", "redis", "database", "refund_wait_hours", *intervals, "backoff_limit_ms", "log_level"
     )
-    parser.add_argument("--once", action="store_true", help="do each job once, print what it did, then exit")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--once", action="store_true", help="do each job once, print what it did, then exit")
+    how.add_argument(
+        "--dry-run", action="store_true", help="print what each job would do now, change nothing, then exit"
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -41,8 +45,8 @@ def _run(parsed: argparse.Namespace) -> int:
     log_to_stderr(settings.log_level)
     scheduler = Scheduler(settings, load(settings.rulebook))
     with until_told_to_stop() as stopping:
-        if parsed.once:
-            write_json(scheduler.run_once(stopping))
+        if parsed.once or parsed.dry_run:
+            write_json(scheduler.dry_run(stopping) if parsed.dry_run else scheduler.run_once(stopping))
         else:
             scheduler.run(stopping)
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
+import psycopg
 import pytest
 
 from accrual.book import (
@@ -16,6 +17,7 @@ from accrual.book import (
     adjust,
     approve,
     connect,
+    limit_approval,
     reject,
     settle,
     waiting_adjustments,
@@ -210,6 +212,8 @@ def test_a_dry_run_changes_nothing(valkey: Server, book: str) -> None:
         ({"member": "会" * 22}, "--member"),
         ({"member": "\udcff"}, "--member"),
         ({"by": ""}, "--by"),
+        ({"by": " \u3000"}, "--by"),
+        ({"key": "audit-p-1"}, "--id"),
         ({"note": "x" * 5000}, "--note"),
     ],
 )
@@ -218,6 +222,109 @@ def test_what_makes_no_sense_is_refused_by_name(book: str, fields: dict[str, Any
         with pytest.raises(UsageError, match=words):
             give(connection, **({"points": 1} | fields))
         assert connection.execute("SELECT count(*) FROM book.adjustments").fetchone() == (0,)
+
+
+def test_the_limit_is_the_book_s_and_whoever_asks_may_only_lower_it(book: str) -> None:
+    with connect(book) as connection:
+        assert give(connection, 10_001, key="a", approval_points=1 << 40).state == "waiting"
+        assert give(connection, 10_000, key="b", approval_points=None).state == "posted"
+        limit = limit_approval(connection, 50, reason="policy", by="carol")
+        assert (limit.points, limit.changed) == (50, True)
+        assert not limit_approval(connection, 50, reason="policy", by="carol").changed
+        assert give(connection, 51, key="c", approval_points=None).state == "waiting"
+        assert give(connection, 50, key="d", approval_points=49).state == "waiting"
+        assert give(connection, 50, key="e").state == "posted"
+        limit_approval(connection, 1000, reason="policy", by="carol")
+        assert give(connection, 1000, key="f", approval_points=None).state == "posted"
+        # What waited goes on waiting.
+        assert give(connection, 51, key="c", approval_points=None).state == "waiting"
+        rows = connection.execute(
+            "SELECT by, reason, points FROM book.actions JOIN book.approval_limits USING (action) ORDER BY action"
+        ).fetchall()
+        assert rows == [("carol", "policy", 50), ("carol", "policy", 1000)]
+        with pytest.raises(UsageError, match="--limit"):
+            limit_approval(connection, -1, reason="policy", by="carol")
+
+
+@pytest.mark.parametrize("alias", ["alice ", "Alice", " ALICE", "alice\t"])
+def test_nobody_is_two_persons(book: str, alias: str) -> None:
+    with connect(book) as connection:
+        give(connection, LIMIT + 1, key="large")
+        with pytest.raises(BookError, match="large was asked for by alice: somebody else must approve it"):
+            approve(connection, "large", by=alias)
+        assert balance(connection, "m1") == (0, 0, 0)
+
+
+def test_the_database_posts_nothing_that_is_not_approved(book: str) -> None:
+    """Past the program, as somebody with the rights of the application would try."""
+    with connect(book) as connection:
+        give(connection, 5, key="small")
+        give(connection, 10_001, key="large")
+        give(connection, 7, key="rejected", approval_points=1)
+        reject(connection, "rejected", by="bob")
+
+        def refused(*statements: str) -> None:
+            before = facts(connection)
+            with pytest.raises(psycopg.errors.RestrictViolation), connection.transaction():
+                connection.execute("; ".join(statements))
+            assert facts(connection) == before
+
+        def posting(
+            points: int,
+            action: str = "(SELECT max(action) FROM book.actions)",
+            member: str = "m1",
+            kind: str = "adjust",
+        ) -> str:
+            corrects = "NULL" if kind == "adjust" else "(SELECT min(number) FROM book.postings)"
+            return (
+                "INSERT INTO book.postings (number, action, kind, member, from_account, to_account, points, day, "
+                f"lot_days, lot_points, corrects) SELECT nextval('book.numbers'), {action}, '{kind}', '{member}', "
+                f"'issuance', 'available', {points}, '2026-11-10', ARRAY['2026-11-10'::date], ARRAY[{points}], "
+                f"{corrects}"
+            )
+
+        act = "INSERT INTO book.actions (kind, by) VALUES ('adjust', 'alice')"
+        decide = (
+            "UPDATE book.adjustments SET action = (SELECT max(action) FROM book.actions), approved_by = {} "
+            "WHERE adjustment = '{}'"
+        )
+        for approved_by in ("NULL", "'ALICE '", "' '"):
+            refused(act, decide.format(approved_by, "large"), posting(10_001))
+        for wrong in (posting(10_002), posting(10_001, member="m2"), posting(10_001, kind="correct")):
+            refused(act, decide.format("'bob'", "large"), wrong)
+        refused(act, posting(5))
+        refused(act, decide.format("'bob'", "large"), posting(10_001), posting(10_001))
+        refused(posting(5, "(SELECT action FROM book.adjustments WHERE adjustment = 'small')"))
+        ask = (
+            "INSERT INTO book.adjustments (adjustment, member, points, reason, note, asked_by, approval_points) VALUES "
+        )
+        refused(
+            act,
+            f"{ask} ('mine', 'm1', 20000, 'x', '', 'alice', 1 << 40)",
+            decide.format("NULL", "mine"),
+            posting(20_000),
+        )
+        refused(
+            act,
+            f"{ask} ('audit-p-1', 'm1', 20, 'audit', '', 'alice', 99)",
+            decide.format("NULL", "audit-p-1"),
+            posting(20),
+        )
+        for change in (
+            "points = 1",
+            "asked_by = 'bob'",
+            "approval_points = 99999",
+            "member = 'm2'",
+            "adjustment = 'x'",
+        ):
+            refused(f"UPDATE book.adjustments SET {change} WHERE adjustment = 'large'")
+        refused("UPDATE book.adjustments SET rejected_by = NULL WHERE adjustment = 'rejected'")
+        refused("UPDATE book.adjustments SET approved_by = 'bob' WHERE adjustment = 'small'")
+        refused("DELETE FROM book.adjustments")
+        refused("TRUNCATE book.adjustments")
+        refused("DELETE FROM book.approval_limits", "TRUNCATE book.approval_limits")
+        connection.execute(act)
+        assert approve(connection, "large", by="bob").state == "posted"
 
 
 def test_texts_that_the_database_cannot_keep(book: str) -> None:
@@ -287,8 +394,12 @@ def test_the_command(valkey: Server, book: str) -> None:
     assert (refused.returncode, refused.stdout) == (1, b"")
     assert b"was asked for by alice" in refused.stderr
     assert run_json(*decide, "--by", "bob")[0]["state"] == "posted"
+    limit = ["adjust", "--database", book, "--by", "carol", "--reason", "policy", "--limit"]
+    assert run_json(*limit, "0") == [{"changed": True, "points": 0}]
+    assert run_json(*adjustment, "--by", "alice", "--points", "1")[0]["state"] == "waiting"
     for words, wrong in (
         (["--points", "5"], "--by"),
+        (["--by", "alice", "--limit", "0", "--list"], "one at a time"),
         (["--by", "alice"], "--points"),
         (["--by", "alice", "--points", "5", "--reason", "?"], "--reason"),
     ):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from accrual.audit import Audit, AuditReport
 from accrual.book import (
     Adjustment,
     Connection,
@@ -15,6 +16,7 @@ from accrual.book import (
     approve,
     confirm,
     connect,
+    exceptions,
     expire,
     rebuild,
     release,
@@ -25,11 +27,13 @@ from accrual.book import (
     waiting_adjustments,
 )
 from accrual.book.liability import liability
+from accrual.book.schedule import days_to_settle
 from accrual.errors import BookError
 from accrual.rulebook import day_number
+from accrual.settings import Settings
 from books import Partition, at, balance, facts, ingest, order, run_json
 from servers import Server
-from workers import command
+from workers import SECRET, command
 
 DAY = day_number(date(2026, 11, 10))
 WHO: Any = {"by": "alice", "reason": "checked"}
@@ -112,6 +116,109 @@ def test_what_is_undone_counts_for_nothing_in_what_comes_after(book: str, partit
         assert release(connection, "m1", **WHO).points == 10
         assert balance(connection, "m1") == (0, 60, 0)
         assert not release(connection, "m1", **WHO).changed
+
+
+def test_a_refund_that_was_undone_is_done_again(valkey: Server, book: str, partition: Partition) -> None:
+    def refund(number: int, amount: int) -> None:
+        event = {"id": f"r{number}", "kind": "order_refunded", "member": "m2", "ts": at(2, number), "order": "o10"}
+        partition.send(event | {"amount": amount})
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+
+    def findings() -> list[bytes]:
+        settings = Settings(redis=valkey.url, database=book, secret=SECRET.key.hex())
+        return [finding.line() for finding in Audit(settings=settings, workers=1).run(AuditReport())]
+
+    with connect(book) as connection:
+        refund(1, 2000)
+        refund(2, 1000)
+        assert balance(connection, "m2") == (5, 0, 0)
+        first, second = connection.execute("SELECT number FROM book.postings WHERE kind = 'refund' ORDER BY 1")
+        take_back(connection, first[0])
+        assert balance(connection, "m2") == (25, 0, 0)
+        refund(3, 2000)
+        assert balance(connection, "m2") == (5, 0, 0)
+        assert list(exceptions(connection)) == []
+        refund(4, 1)
+        assert [line["kind"] for line in exceptions(connection)] == ["refund_exceeds_order"]
+        # The second was right as it was when it was posted, with the first before it.
+        assert findings() == []
+        take_back(connection, second[0])
+        assert balance(connection, "m2") == (15, 0, 0)
+        assert findings() == []
+
+
+def test_only_a_settlement_that_stands_and_covered_it_makes_an_entry_available(book: str, partition: Partition) -> None:
+    def accounts() -> dict[str, str]:
+        return dict(
+            connection.execute("SELECT event, account FROM book.holdings WHERE member = 'm2' ORDER BY event").fetchall()
+        )
+
+    def refund(number: int) -> tuple[int, int, int]:
+        event = {"id": f"r{number}", "kind": "order_refunded", "member": "m2", "ts": at(2, number), "amount": 500}
+        partition.send(event | {"order": f"o{number}"})
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        return balance(connection, "m2")
+
+    with connect(book) as connection:
+        settle(connection, partition.rulebook, DAY)
+        first = connection.execute("SELECT number FROM book.postings WHERE member = 'm2'").fetchone() or (0,)
+        partition.send(order(12, "m2", 2000))
+        ingest(connection, partition)
+        settle(connection, partition.rulebook, DAY)
+        second = newest(connection, "settle")
+        take_back(connection, first[0])
+        assert balance(connection, "m2") == (35, 20, 0)
+        assert accounts() == {"e10": "pending", "e11": "pending", "e12": "available"}
+        assert refund(11) == (30, 20, 0)
+        assert refund(12) == (30, 15, 0)
+        # What the second one made available has been used since.
+        with pytest.raises(BookError, match="cannot be undone"):
+            take_back(connection, second)
+        settle(connection, partition.rulebook, DAY)
+        assert balance(connection, "m2") == (0, 45, 0)
+        assert set(accounts().values()) == {"available"}
+        take_back(connection, newest(connection, "settle"))
+        assert accounts() == {"e10": "pending", "e11": "pending", "e12": "available"}
+        settle(connection, partition.rulebook, DAY)
+        assert refund(10) == (0, 40, 0)
+
+
+def test_what_has_moved_on_since_is_not_undone(book: str, partition: Partition) -> None:
+    with connect(book) as connection:
+        partition.send(order(20, "m3", 5000, day=1))
+        partition.send(*(order(number, "m3", device="e", at=at(1, 60)) for number in range(21, 28)))
+        ingest(connection, partition)
+        assert release(connection, "m3", **WHO).points == 20
+        released = newest(connection, "release")
+        settle(connection, partition.rulebook, DAY)
+        before = facts(connection)
+        # The points of the other day would do for it, and are not those that were released.
+        with pytest.raises(
+            BookError, match="the points that it moved were moved on, or its points have been used since"
+        ):
+            take_back(connection, released)
+        assert facts(connection) == before
+
+
+def test_what_is_pending_again_is_due_again(valkey: Server, book: str, partition: Partition) -> None:
+    def due() -> list[int]:
+        return [one.day for one in days_to_settle(connection, valkey.client(), partition.rulebook, DAY + 1)]
+
+    def settled() -> None:
+        for one in days_to_settle(connection, valkey.client(), partition.rulebook, DAY + 1):
+            settle(connection, partition.rulebook, one.day, since=one.since)
+            connection.execute("UPDATE book.settled_days SET through = %s::jsonb", (one.through,))
+
+    with connect(book) as connection:
+        settled()
+        assert due() == []
+        take_back(connection, newest(connection, "settle"))
+        assert balance(connection, "m2") == (35, 0, 0)
+        assert due() == [DAY]
+        settled()
+        assert (balance(connection, "m2"), due()) == ((0, 35, 0), [])
 
 
 def test_two_persons_and_once(book: str, partition: Partition) -> None:

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 import pytest
 import redis
 
@@ -386,6 +387,43 @@ def test_bad_input_is_named(book: str, fields: dict[str, Any], message: str) -> 
 def test_a_span_that_ends_before_it_begins(book: str) -> None:
     with connect(book) as connection, pytest.raises(UsageError, match="2026-11-11 is after 2026-11-10"):
         take_back(connection, claw_back=(DAY + 1, DAY))
+
+
+def test_many_held_entries_take_no_more_statements_than_a_few(valkey: Server, book: str) -> None:
+    counted: list[str] = []
+
+    class Counting(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *arguments: Any, **named: Any) -> Any:
+            counted.append(str(query))
+            return super().execute(query, *arguments, **named)
+
+    made = Partition(valkey.client())
+    members = {"few": 2, "many": 40}
+    made.send(*(freeze(member=member) for member in members))
+    numbers = iter(range(1, 100))
+    made.send(*(order(next(numbers), 0, member) for member, count in members.items() for _ in range(count)))
+    with connect(book) as connection:
+        ingest(connection, made)
+        settle(connection, made.rulebook, DAY)
+        adjust(connection, "many", -25, reason="spent", note="", by="shop")
+        connection.cursor_factory = Counting
+        taken = {}
+        for member, count in members.items():
+            counted.clear()
+            assert let_go(connection, member).postings == count
+            taken[member] = len(counted)
+        assert taken["few"] == taken["many"]
+        # What arrived first has filled the hole.
+        assert (balance(connection, "many"), lots(connection, "many")) == (
+            (0, 375, 0),
+            [("2026-11-10", "2027-11-10", 375)],
+        )
+        parts = (
+            "SELECT lot_points, lot_days[1] IS NULL FROM book.postings WHERE kind = 'release' AND member = 'many' "
+            "ORDER BY number"
+        )
+        assert connection.execute(parts).fetchall()[:4] == [([10], True), ([10], True), ([5, 5], True), ([10], False)]
+        assert is_balanced(connection)
 
 
 def test_a_dry_run_changes_nothing(partition: Partition, book: str) -> None:

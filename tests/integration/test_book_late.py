@@ -397,10 +397,10 @@ def test_a_refund_of_a_late_order(valkey: Server, book: str) -> None:
         assert is_consistent(connection)
 
 
-def test_recent_days_get_a_partition_and_old_ones_share_one(valkey: Server, book: str) -> None:
+def test_days_get_a_table_each_and_those_long_before_the_first_share_one(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     partition.send(order(1, ts=at(30)))
-    partition.send(late_of(order(2, ts=at(20)), 11), late_of(order(3, ts=at(-300)), 332))
+    partition.send(late_of(order(2, ts=at(20)), 11), late_of(order(3, ts=at(-400)), 432))
     with connect(book) as connection:
         ingest(connection, partition)
         work(connection, partition)

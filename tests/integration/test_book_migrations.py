@@ -21,18 +21,24 @@ def applied(connection: psycopg.Connection[tuple[object, ...]]) -> list[object]:
     return [name for (name,) in connection.execute("SELECT name FROM book.migrations ORDER BY applied_at, name")]
 
 
-def test_a_book_of_an_earlier_program_keeps_what_it_has(book: str) -> None:
-    with connect(book) as connection:
-        connection.execute("DROP SCHEMA book CASCADE")
-        connection.execute("CREATE SCHEMA book")
-        connection.execute(
-            "CREATE TABLE book.migrations (name text PRIMARY KEY, sha256 text NOT NULL, "
-            "applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        text = (FOLDER / NAMES[0]).read_text(encoding="utf-8")
+def earlier_book(connection: psycopg.Connection[tuple[object, ...]], migrations: int) -> None:
+    """Make the book as a program with so many migrations did."""
+    connection.execute("DROP SCHEMA book CASCADE")
+    connection.execute("CREATE SCHEMA book")
+    connection.execute(
+        "CREATE TABLE book.migrations (name text PRIMARY KEY, sha256 text NOT NULL, "
+        "applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    for name in NAMES[:migrations]:
+        text = (FOLDER / name).read_text(encoding="utf-8")
         connection.execute(text.encode())
         checksum = hashlib.sha256(text.encode()).hexdigest()
-        connection.execute("INSERT INTO book.migrations (name, sha256) VALUES (%s, %s)", (NAMES[0], checksum))
+        connection.execute("INSERT INTO book.migrations (name, sha256) VALUES (%s, %s)", (name, checksum))
+
+
+def test_a_book_of_an_earlier_program_keeps_what_it_has(book: str) -> None:
+    with connect(book) as connection:
+        earlier_book(connection, 1)
         connection.execute("INSERT INTO book.actions (kind, by) VALUES ('adjust', 'alice')")
         connection.execute(
             "INSERT INTO book.postings (number, action, kind, member, from_account, to_account, points, day, lot_days, "
@@ -43,6 +49,45 @@ def test_a_book_of_an_earlier_program_keeps_what_it_has(book: str) -> None:
         assert migrate(connection) == []
         assert applied(connection) == NAMES
         assert connection.execute("SELECT member, points FROM book.standing").fetchall() == [("m1", 5)]
+
+
+def test_entries_of_the_default_partition_go_to_their_days(book: str) -> None:
+    insert = (
+        "INSERT INTO book.entries (day, partition_id, seq, late, number, rulebook, stream_id, item, ts_ms, event, "
+        "kind, member, outcome, frozen, base, uncapped, points) "
+        "VALUES (%s, 1, %s, true, %s, 1, '1-0', 0, 1, %s, 'order_paid', 'm', 'granted', false, 1, 1, 1)"
+    )
+    days = ["2026-11-10", "1970-01-05", "2026-11-05", "2026-11-12", "2027-01-01", "2025-11-10", "2025-11-08"]
+    with connect(book) as connection:
+        earlier_book(connection, 2)
+        connection.execute("SELECT book.ensure_day('2026-11-10')")
+        for number, day in enumerate(days, 1):
+            connection.execute(insert, (day, number, number, f"e{number}"))
+        ask = "INSERT INTO book.adjustments (adjustment, member, points, reason, note, asked_by, action) VALUES "
+        connection.execute("INSERT INTO book.actions (kind, by) VALUES ('adjust', 'alice')")
+        connection.execute(f"{ask} ('posted', 'm', -20000, 'x', '', 'alice', (SELECT action FROM book.actions))")
+        connection.execute(f"{ask} ('waiting', 'm', 30000, 'x', '', 'alice', NULL)")
+        before = connection.execute("SELECT * FROM book.entries ORDER BY seq").fetchall()
+        assert migrate(connection) == NAMES[2:]
+        assert connection.execute("SELECT * FROM book.entries ORDER BY seq").fetchall() == before
+        rows = connection.execute("SELECT tableoid::regclass::text FROM book.entries ORDER BY seq").fetchall()
+        assert [name.removeprefix("book.entries_") for (name,) in rows] == [
+            *("20261110", "other", "20261105", "20261112", "20270101", "20251110", "other")
+        ]
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            connection.execute("DELETE FROM book.entries WHERE day < '2000-01-01'")
+        with pytest.raises(psycopg.errors.CheckViolation, match="no partition of relation"):
+            connection.execute(insert, ("2026-11-11", 99, 99, "e99"))
+        limits = connection.execute("SELECT adjustment, approval_points FROM book.adjustments ORDER BY 1").fetchall()
+        assert limits == [("posted", 20_000), ("waiting", 0)]
+        # A book that has nothing yet learns its first day when it gets it.
+        earlier_book(connection, 2)
+        migrate(connection)
+        connection.execute("SELECT book.ensure_day(day) FROM (VALUES ('2026-11-10'::date), ('2001-01-01')) d (day)")
+        tables = connection.execute(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'book.entries'::regclass"
+        )
+        assert sorted(name for (name,) in tables) == ["book.entries_20261110", "book.entries_other"]
 
 
 def test_a_book_of_a_newer_or_another_program_is_refused(book: str) -> None:

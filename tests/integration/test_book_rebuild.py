@@ -113,6 +113,22 @@ def test_it_waits_for_a_job_that_is_at_work(valkey: Server, book: str) -> None:
         assert found == []
 
 
+def test_who_only_asks_keeps_nobody_waiting_and_writes_nothing(valkey: Server, book: str) -> None:
+    with connect(book) as connection, connect(book) as job:
+        history(valkey, connection)
+        count = "SELECT count(*) FROM book.balances"
+        before = connection.execute(count).fetchone()
+        connection.execute("SET lock_timeout = '5s'")
+        with job.transaction():
+            job.execute("UPDATE book.balances SET pending = pending + 1")
+            assert list(rebuild(connection, dry_run=True)) == []
+            assert list(rebuild(connection, member="m1", dry_run=True)) == []
+        connection.execute("UPDATE book.balances SET pending = pending - 1")
+        for dry_run in (True, False):
+            assert list(rebuild(connection, member="unknown", dry_run=dry_run)) == []
+        assert connection.execute(count).fetchone() == before
+
+
 def test_it_tells_the_truth_while_jobs_and_the_ingester_run(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     for first in range(0, 600, 20):

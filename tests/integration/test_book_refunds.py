@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from datetime import date
 from typing import Any
@@ -318,6 +319,29 @@ def test_a_dry_run_says_what_would_be_done(valkey: Server, book: str) -> None:
         assert slow(connection, partition.rulebook, refund_wait_hours=0) == done
 
 
+def test_a_dry_run_is_short_and_a_long_run_says_how_far_it_is(
+    valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The package has a function of the module's name.
+    module = sys.modules[slow.__module__]
+    monkeypatch.setattr(module, "DRY_RUN_EVENTS", 2)
+    monkeypatch.setattr(module, "REPORT_S", 0.0)
+    monkeypatch.setattr("accrual.book.refunds.CHUNK_EVENTS", 1)
+    caplog.set_level("INFO", "accrual.book")
+    partition = Partition(valkey.client())
+    partition.send(*(order(number) for number in range(1, 4)), *(refund(number, number, 100) for number in range(1, 4)))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        caplog.clear()
+        assert slow(connection, partition.rulebook, refund_wait_hours=0, dry_run=True) == Done(2, 2, 2)
+        assert caplog.messages[-1] == "slow: 2 members, 2 postings, 2 points; 1 events wait"
+        caplog.clear()
+        assert slow(connection, partition.rulebook, refund_wait_hours=0) == Done(3, 3, 3)
+        assert caplog.messages[:3] == [
+            f"slow: {done} members, {done} postings, {done} points; {3 - done} events wait" for done in (1, 2, 3)
+        ]
+
+
 def test_refunds_of_a_member_meet_lots_in_their_order(
     valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,7 +428,7 @@ def agrees(connection: Connection, model: Model) -> None:
     rows = connection.execute("SELECT member, pending, available, held FROM book.balances").fetchall()
     expected = {name: (account.pending, account.available, account.held) for name, account in model.accounts.items()}
     assert {name: (pending, available, held) for name, pending, available, held in rows} == expected
-    assert sorted(event for _, event, _ in exceptions(connection)) == sorted(event for event, _ in model.exceptions)
+    assert sorted(event for _, event, _ in exceptions(connection)) == sorted(event for _, event in model.exceptions)
     assert connection.execute("SELECT count(*) FROM book.waiting").fetchone() == (0,)
     assert sums_to_zero(connection)
 

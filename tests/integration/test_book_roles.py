@@ -17,6 +17,7 @@ from accrual.book import (
     connect,
     exceptions,
     expire,
+    limit_approval,
     rebuild,
     release,
     remind,
@@ -25,6 +26,7 @@ from accrual.book import (
     slow,
     statement,
 )
+from accrual.errors import BookError
 from accrual.rulebook import day_number
 from books import Partition, at, balance, ingest, order, run_json
 from servers import Server
@@ -82,6 +84,10 @@ def test_the_application_does_everything_but_change_facts(valkey: Server, roles:
         assert balance(connection, "m1") == (0, 0, 0)
         connection.execute("UPDATE book.balances SET pending = 1 WHERE member = 'm1'")
         assert len(list(rebuild(connection))) == 1
+        with pytest.raises(BookError, match="--limit: only the owner of the book may set it"):
+            limit_approval(connection, 1 << 40, reason="policy", by="alice")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("UPDATE book.adjustments SET points = 1")
         for fact, column in FACTS.items():
             assert connection.execute(f"SELECT count(*) > 0 FROM book.{fact}").fetchone() == (True,), fact
             for change in (

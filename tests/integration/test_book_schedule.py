@@ -132,6 +132,53 @@ def test_each_job_once(valkey: Server, book: str) -> None:
         assert once(valkey, book, partition, EXPIRY - DAY) == []
 
 
+def test_a_dry_run_says_what_each_job_would_do(valkey: Server, book: str, tmp_path: Path) -> None:
+    text = BOOK_RULEBOOK.replace("expiry_months = 12", "expiry_months = 1\nexpiry_reminder_days = [3]")
+    partition = Partition(valkey.client(), rulebook=text)
+    partition.send(order(2, day=-33), order(3, "m2", day=-28))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        assert len(once(valkey, book, partition, -27)) == 2
+        partition.send(order(1), order(4, at=at(4), ts=at(0)))
+        ingest(connection, partition)
+        before = facts(connection), due(valkey, connection, partition, 1)
+        jobs = scheduler(valkey, book, partition.rulebook, 1)
+        # Another process does the jobs, which is nothing to wait for.
+        with jobs._leading(0, threading.Event()):
+            reports = list(jobs.dry_run(threading.Event()))
+        assert reports == [
+            {"job": "slow", "members": 1, "postings": 1, "points": 10},
+            {"job": "settle", "day": "2026-11-10", "members": 1, "postings": 1, "points": 10},
+            {"job": "remind", "day": "2026-11-11", "members": 1, "postings": 0, "points": 10},
+            {"job": "expire", "day": "2026-11-11", "members": 1, "postings": 1, "points": 10},
+            {"job": "outbox", "messages": 0},
+        ]
+        assert (facts(connection), due(valkey, connection, partition, 1)) == before
+        path = tmp_path / "rulebook.toml"
+        path.write_text(text, encoding="utf-8")
+        flags = ["--rulebook", str(path), "--redis", valkey.url, "--database", book]
+        assert [line["job"] for line in run_json("jobs", *flags, "--dry-run")][-1] == "outbox"
+        assert facts(connection) == before[0]
+
+
+def test_a_long_settlement_says_how_far_it_is(
+    valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("accrual.book.chunks.REPORT_S", 0.0)
+    monkeypatch.setattr("accrual.book.chunks.CHUNK_MEMBERS", 2)
+    partition = Partition(valkey.client())
+    partition.send(*(order(number, f"m{number}") for number in range(3)))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        caplog.set_level("INFO", "accrual.book")
+        caplog.clear()
+        settle(connection, partition.rulebook, DAY)
+    assert caplog.messages == [
+        "settle 2026-11-10: 2 of 3 members, 2 postings, 20 points",
+        "settle 2026-11-10: 3 of 3 members, 3 postings, 30 points",
+    ]
+
+
 def test_stragglers_are_settled_again(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     partition.send(*(order(number, f"m{number}") for number in range(5)), order(6, day=1))

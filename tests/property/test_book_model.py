@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from datetime import date
 from typing import Any, Final
 
@@ -14,14 +14,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from accrual.book import adjust, approve, confirm, connect, expire, rebuild, release, settle, slow, undo
+from accrual.book import Connection, adjust, approve, confirm, connect, expire, rebuild, release, settle, slow, undo
 from accrual.book.programme import today
 from accrual.embedded import EmbeddedDatabase
+from accrual.errors import BookError
 from accrual.ledger import EntriesBatch, LedgerReader
 from accrual.rulebook import day_number
-from book_model import Model, ModelEntry
+from book_model import Model, ModelEntry, ModelPosting
 from books import DAY_MS, MORNING_MS, Partition, ingest
 from servers import Server, empty
+from workers import wait_until
 
 FIRST_DAY: Final = day_number(date(2026, 11, 10))
 CAP: Final = 1000
@@ -56,6 +58,31 @@ action = "clamp"
 _servers: dict[str, Any] = {}
 
 
+# How long after its beginning the connection of a job is ended, if it is.
+BREAKS: Final = st.sampled_from([0.0, 0.0, 0.0, 0.0, 0.002, 0.006])
+
+NEW_POSTINGS: Final = """
+    SELECT p.number, p.kind, p.member, p.day - date '1970-01-01', p.from_account, p.to_account, p.points,
+        ARRAY(SELECT lot - date '1970-01-01' FROM unnest(lot_days) AS lot), lot_points, e.event, r.amount_fen
+    FROM book.postings p
+    LEFT JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (p.day, p.partition_id, p.seq, p.late)
+    LEFT JOIN book.refunds r ON p.kind = 'refund' AND (r.action, r.seq) = (p.action, p.cause_seq)
+    WHERE p.kind <> 'correct' AND p.number > %s
+"""
+
+
+def _without_none(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a row of the book such that it can be sorted: what has no lot has the day 0."""
+    *fields, days, points, event, amount = row
+    return (*fields, [day or 0 for day in days], points or [], event or "", amount or 0)
+
+
+def _of_model(posting: ModelPosting) -> tuple[Any, ...]:
+    days, points = [day or 0 for day, _ in posting.lots], [points for _, points in posting.lots]
+    fields = (posting.kind, posting.member, posting.day, posting.source, posting.target, posting.points)
+    return (*fields, days, points, posting.event, posting.amount)
+
+
 def month_later(day: int) -> int:
     """Return the day a month after, clamped to the month's end: all days here are in November, which has 30."""
     return day_number(date.fromordinal(day + date(1970, 1, 1).toordinal()).replace(month=12))
@@ -82,6 +109,8 @@ class BookMachine(RuleBasedStateMachine):
         # Before the first ingest the book knows no rulebook, and lots would live as long as they do by default.
         ingest(self.connection, self.partition)
         self.batches_booked = 1
+        # The numbers that the book has given to the model's postings, in the model's order.
+        self.numbers: list[int] = []
 
     def teardown(self) -> None:
         self.opened.close()
@@ -129,29 +158,34 @@ class BookMachine(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------------------------------------- the book
 
-    @rule(broken=st.booleans())
-    def ingest(self, broken: bool) -> None:
-        """Post what is there; where it is ``broken`` the connection is ended somewhere on the way first."""
-        if broken:
-            self._ingest_and_break()
-        ingest(self.connection, self.partition)
+    @rule(break_s=BREAKS)
+    def ingest(self, break_s: float) -> None:
+        """Post what is there."""
+        self._do(lambda connection: ingest(connection, self.partition), break_s)
         for batch in LedgerReader(self.partition.client, "p").batches(self.batches_booked + 1):
             self.batches_booked = batch.batch
             if isinstance(batch, EntriesBatch):
                 for _, _, entry in batch.rows():
                     self._tell_model(entry)
 
-    def _ingest_and_break(self) -> None:
-        with connect(self.url) as doomed:
-            pid = doomed.info.backend_pid
-            killer = threading.Timer(0.005, self.connection.execute, ("SELECT pg_terminate_backend(%s)", (pid,)))
-            killer.start()
-            try:
-                ingest(doomed, self.partition)
-            except psycopg.OperationalError:
-                pass
-            finally:
-                killer.join()
+    def _do(self, work: Callable[[Connection], object], break_s: float) -> None:
+        """Do ``work``; with ``break_s`` first on a connection that is ended so long after it was begun."""
+        if break_s:
+            with connect(self.url) as doomed:
+                pid = doomed.info.backend_pid
+                ending = ("SELECT pg_terminate_backend(%s)", (pid,))
+                killer = threading.Timer(break_s, self.connection.execute, ending)
+                killer.start()
+                try:
+                    work(doomed)
+                except psycopg.OperationalError:
+                    pass
+                finally:
+                    killer.join()
+            # What it was just about to commit may still land.
+            gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+            wait_until(lambda: self.connection.execute(gone, (pid,)).fetchone() == (True,), "the connection ends")
+        work(self.connection)
 
     def _tell_model(self, entry: Any) -> None:
         if entry.outcome == "deferred":
@@ -174,9 +208,9 @@ class BookMachine(RuleBasedStateMachine):
         else:
             self.model_frozen.discard(entry.member)
 
-    @rule()
-    def slow(self) -> None:
-        slow(self.connection, self.partition.rulebook, refund_wait_hours=1)
+    @rule(break_s=BREAKS)
+    def slow(self, break_s: float) -> None:
+        self._do(lambda connection: slow(connection, self.partition.rulebook, refund_wait_hours=1), break_s)
         waiting = sorted(self.deferred, key=lambda item: item[0] == "refund")
         self.deferred = []
         for cause, item in waiting:
@@ -201,25 +235,25 @@ class BookMachine(RuleBasedStateMachine):
             ModelEntry(entry.event, entry.member, entry.day, outcome, points, uncapped, entry.amount, entry.order)
         )
 
-    @rule(ago=st.integers(0, 4))
-    def settle(self, ago: int) -> None:
+    @rule(ago=st.integers(0, 4), break_s=BREAKS)
+    def settle(self, ago: int, break_s: float) -> None:
         day = FIRST_DAY + self.day - ago
-        settle(self.connection, self.partition.rulebook, day)
+        self._do(lambda connection: settle(connection, self.partition.rulebook, day), break_s)
         self.model.settle(day)
 
-    @rule(member=st.sampled_from(MEMBERS))
-    def release(self, member: str) -> None:
+    @rule(member=st.sampled_from(MEMBERS), break_s=BREAKS)
+    def release(self, member: str, break_s: float) -> None:
         if self._is_known(member):
-            release(self.connection, member, reason="checked", by="reviewer")
+            self._do(lambda connection: release(connection, member, reason="checked", by="reviewer"), break_s)
             self.model.release(member)
             self.model_frozen.discard(member)
 
-    @rule(member=st.sampled_from(MEMBERS), span=st.sampled_from([None, (0, 2), (0, 12)]))
-    def confirm(self, member: str, span: tuple[int, int] | None) -> None:
+    @rule(member=st.sampled_from(MEMBERS), span=st.sampled_from([None, (0, 2), (0, 12)]), break_s=BREAKS)
+    def confirm(self, member: str, span: tuple[int, int] | None, break_s: float) -> None:
         if not self._is_known(member):
             return
         days = None if span is None else (FIRST_DAY + span[0], FIRST_DAY + span[1])
-        confirm(self.connection, member, reason="abuse", by="reviewer", claw_back=days)
+        self._do(lambda connection: confirm(connection, member, reason="abuse", by="reviewer", claw_back=days), break_s)
         self.model.confirm(member)
         if days:
             self.model.claw_back(member, *days)
@@ -230,42 +264,29 @@ class BookMachine(RuleBasedStateMachine):
     def _is_known(self, member: str) -> bool:
         return any(entry.member == member for entry in self.model.entries.values())
 
-    @rule(day=st.integers(25, 45))
-    def expire(self, day: int) -> None:
-        expire(self.connection, FIRST_DAY + day)
+    @rule(day=st.integers(25, 45), break_s=BREAKS)
+    def expire(self, day: int, break_s: float) -> None:
+        self._do(lambda connection: expire(connection, FIRST_DAY + day), break_s)
         self.model.expire(FIRST_DAY + day)
 
-    @rule(member=st.sampled_from(MEMBERS), points=st.sampled_from([-700, -30, 40, 900]))
-    def adjust(self, member: str, points: int) -> None:
+    @rule(member=st.sampled_from(MEMBERS), points=st.sampled_from([-700, -30, 40, 900]), break_s=BREAKS)
+    def adjust(self, member: str, points: int, break_s: float) -> None:
         with self.connection.cursor() as cursor:
             day = today(cursor)
-        adjust(self.connection, member, points, reason="test", note="", by="tester", approval_points=10_000)
+        about: dict[str, Any] = {"reason": "test", "note": "", "by": "tester", "key": f"key-{len(self.numbers)}"}
+        self._do(lambda connection: adjust(connection, member, points, **about), break_s)
         self.model.adjust(member, points, day)
 
-    @rule(
-        member=st.sampled_from(MEMBERS),
-        points=st.sampled_from([-700, 900]),
-        ago=st.integers(0, 4),
-        day=st.integers(25, 45),
-    )
-    def mistakes(self, member: str, points: int, ago: int, day: int) -> None:
-        """Jobs that should not have run, each undone before anything else: only that the day is settled stays."""
-        with self._undone():
-            adjust(self.connection, member, points, reason="test", note="", by="tester", approval_points=10_000)
-        with self._undone():
-            settle(self.connection, self.partition.rulebook, FIRST_DAY + self.day - ago)
-        self.model.settled.add(FIRST_DAY + self.day - ago)
-        with self._undone():
-            expire(self.connection, FIRST_DAY + day)
-
-    @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Undo whatever is posted within, the last of it first."""
-        newer = "SELECT number FROM book.postings WHERE number > %s ORDER BY number DESC"
-        ((before,),) = self.connection.execute("SELECT nextval('book.numbers')")
-        yield
-        for (number,) in self.connection.execute(newer, (before,)).fetchall():
-            waiting = undo(self.connection, number, reason="mistake", note="", by="tester")
+    @precondition(lambda self: any(not posting.is_undone for posting in self.model.postings))
+    @rule(data=st.data())
+    def undo(self, data: st.DataObject) -> None:
+        """Undo a posting, of whatever kind and however long ago: it can be if its points are where it has put them."""
+        standing = [place for place, posting in enumerate(self.model.postings) if not posting.is_undone]
+        # The newest ones first, which is also what a failing history is made shorter to.
+        place = data.draw(st.sampled_from(standing[::-1]))
+        waiting = undo(self.connection, self.numbers[place], reason="mistake", note="", by="tester")
+        refused = nullcontext() if self.model.undo(place) else pytest.raises(BookError, match="cannot be undone")
+        with refused:
             approve(self.connection, waiting.adjustment, by="somebody else")
 
     # ------------------------------------------------------------------------------------------------ what holds
@@ -291,11 +312,30 @@ class BookMachine(RuleBasedStateMachine):
         )
 
     @invariant()
+    def postings_are_the_model_s(self) -> None:
+        """Compare what was posted by the last step, and note the numbers of the model's postings."""
+        known = len(self.numbers)
+        rows = self.connection.execute(NEW_POSTINGS, (max(self.numbers, default=0),)).fetchall()
+        found = sorted((_without_none(row[1:]), row[0]) for row in rows)
+        wanted = sorted(
+            (_of_model(posting), known + place) for place, posting in enumerate(self.model.postings[known:])
+        )
+        assert [row for row, _ in found] == [row for row, _ in wanted]
+        self.numbers += [0] * len(wanted)
+        for (_, number), (_, place) in zip(found, wanted, strict=True):
+            self.numbers[place] = number
+
+    @invariant()
+    def exceptions_are_the_model_s(self) -> None:
+        rows = self.connection.execute("SELECT kind, event FROM book.exceptions ORDER BY kind, event").fetchall()
+        assert rows == sorted(self.model.exceptions)
+
+    @invariant()
     def the_accounts_add_up(self) -> None:
         rows: dict[str, int] = dict(self.connection.execute("SELECT account, points FROM book.accounts").fetchall())
         assert sum(rows.values()) == 0
-        assert rows.get("expired", 0) == self.model.expired
-        assert -rows.get("issuance", 0) == self.model.granted - self.model.reversed + self.model.adjusted
+        for account in ("expired", "issuance"):
+            assert rows.get(account, 0) == self.model.total(account)
         assert list(rebuild(self.connection, dry_run=True)) == []
 
 
