@@ -177,13 +177,8 @@ def _check_count(ledger: Ledger) -> Iterator[Finding]:
     ).fetchone()
     counted, through = row if row is not None and row[1] is not None else (0, "0-0")
     added, left, end = events.count()
-    if not left:
-        return
-    behind = 0
-    position = parse_stream_id(through)
-    if position < end:
-        behind = events.count_between(position, end, COUNTED_BEHIND)
-    if behind < COUNTED_BEHIND and added > counted + behind:
+    behind = events.count_between(parse_stream_id(through), end, COUNTED_BEHIND)
+    if left and behind is not None and added > counted + behind:
         detail = "more entries were added to the stream than the ledger counts"
         yield Finding("events", detail, ledger.partition, expected=added - behind, found=counted)
 

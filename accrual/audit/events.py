@@ -72,9 +72,10 @@ class Events:
         added = said["entries-added"]
         return added, added - said["length"], parse_stream_id(said["last-generated-id"])
 
-    def count_between(self, after: StreamId, through: StreamId, most: int) -> int:
-        """Return how many entries the stream has behind ``after`` up to ``through``, or ``most`` if there are more."""
-        return sum(1 for _ in itertools.islice(entries_after(self._client, self._keys, after, through), most))
+    def count_between(self, after: StreamId, through: StreamId, most: int) -> int | None:
+        """Return how many entries the stream has there; ``None`` for ``most`` or more, and where some were trimmed."""
+        found = sum(1 for _ in itertools.islice(entries_after(self._client, self._keys, after, through), most))
+        return None if found == most or self._trimmed_through() > after else found
 
     def _open(self, after: StreamId) -> None:
         self._through = after

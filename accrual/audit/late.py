@@ -24,7 +24,7 @@ from accrual.book.texts import shown, stored
 from accrual.events import Event, decode_compact
 from accrual.rulebook import Campaign, EarningRule, Limit, Rulebook
 
-__all__ = ["check_late"]
+__all__ = ["Decided", "Known", "check_late", "decide"]
 
 # The late entries of a day, and with them the place in which they came: those of one number are decided in that order.
 MINE: Final = """
@@ -142,7 +142,7 @@ def _check_one(row: tuple[Any, ...], day: str, rulebook: Rulebook, before: _Befo
     if rule is None:
         detail = "a late entry of a kind that its rulebook does not know"
     else:
-        decided = _decide(rulebook, rule, event, day_number, before.known((partition_id, seq), found))
+        decided = decide(rulebook, rule, event, day_number, before.known((partition_id, seq), found))
         expected = {name: getattr(decided, name) for name in FIELDS}
         if decided.trips:
             detail = "a late entry that trips a limit, and was to be left to a person"
@@ -168,7 +168,8 @@ def _told(*booked: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ steps 8 to 12
 
 
-def _decide(rulebook: Rulebook, rule: EarningRule, event: Event, day: int, known: Known) -> Decided:
+def decide(rulebook: Rulebook, rule: EarningRule, event: Event, day: int, known: Known) -> Decided:
+    """Take steps 8 to 12 for an event of day number ``day``, whose kind has the earning ``rule``."""
     refused = _refused(rule, known)
     if refused:
         return Decided("rejected", refused)

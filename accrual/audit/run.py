@@ -61,7 +61,7 @@ class Found(msgspec.Struct):
         untold = 0
         check = ""
         for finding in found:
-            self.differs = self.differs or finding.check in ("decisions", "events")
+            self.differs = self.differs or finding.check == "decisions"
             if is_put_right(finding, approved):
                 self.put_right += 1
             elif len(self.findings) < most:
