@@ -1,12 +1,20 @@
-"""Audits for tests: checks of a ledger in this process, and streams that were changed behind the ledger's back."""
+"""Audits for tests: all checks in this process, within a transaction, and streams changed behind the ledger's back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from accrual.audit import Finding
+from accrual.audit.caps import booked_days, check_caps, check_once
 from accrual.audit.decisions import Ledger, Stretch, check_ends, check_stretch
 from accrual.audit.events import Events
+from accrual.audit.late import check_late
+from accrual.audit.lots import check_lot_dates
+from accrual.audit.members import check_members
+from accrual.audit.recorded import recorded_rulebooks
+from accrual.audit.refunds import check_refunds
+from accrual.audit.sums import check_sums, names_of_checks
 from accrual.book import Connection
 from accrual.events import decode_compact, encode_compact, validate
 from accrual.stream import Keys
@@ -14,7 +22,7 @@ from books import Partition
 from servers import Server
 from workers import SECRET
 
-__all__ = ["Checked", "changed"]
+__all__ = ["Checked", "changed", "found", "triggers_off"]
 
 
 def changed(partition: Partition, events: dict[str, dict[str, Any]], *more: tuple[str, dict[str, Any]]) -> None:
@@ -45,3 +53,32 @@ class Checked:
 
     def ends(self) -> list[Finding]:
         return list(check_ends(self.ledger))
+
+
+def found(server: Server, connection: Connection) -> Iterator[Finding]:
+    """Yield what an audit finds of a book with the one partition ``p``; as ``connection`` sees it now."""
+    recorded = recorded_rulebooks(connection)
+    rulebooks = {record.rulebook.version: record.rulebook for record in recorded}
+    checked = Checked(server, connection)
+    (last,) = connection.execute("SELECT max(batch) FROM book.batches").fetchone() or (0,)
+    yield from checked.stretch(1, last)
+    yield from checked.ends()
+    for name in names_of_checks():
+        yield from check_sums(connection, name)
+    yield from check_refunds(connection)
+    yield from check_members(connection, recorded)
+    yield from check_once(connection, recorded)
+    yield from check_lot_dates(connection, rulebooks.values())
+    for day in booked_days(connection, None, None):
+        yield from check_caps(connection, day, recorded)
+        yield from check_late(connection, day, rulebooks, checked.notes.append)
+    assert checked.notes == []
+
+
+def triggers_off(connection: Connection) -> None:
+    """Let facts be changed, so that errors can be planted."""
+    tables = connection.execute(
+        "SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal AND tgparentid = 0"
+    ).fetchall()
+    for (table,) in tables:
+        connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")

@@ -18,18 +18,21 @@ __all__ = ["KEYS", "booked_evidence", "compare_rows", "told"]
 KEYS: Final = ("device", "ip", "phone")
 
 ROWS: Final = """
-    SELECT seq, rulebook, stream_id, item, ts_ms, day::text, event, kind, member, outcome, cause, frozen, amount_fen,
-        order_id, base, uncapped, points, campaigns, evidence, masked, device, ip, phone
+    SELECT seq, number, rulebook, stream_id, item, ts_ms, day::text, event, kind, member, outcome, cause, frozen,
+        amount_fen, order_id, base, uncapped, points, campaigns, evidence, masked, device, ip, phone
     FROM book.entries
     WHERE NOT late AND partition_id = %(partition_id)s AND seq BETWEEN %(first)s AND %(last)s
         AND day = ANY(%(days)s::date[])
 """
 
 DEFERRED: Final = """
-    SELECT seq, rulebook, stream_id, item, ts_ms, day::text, event, kind, member, cause, amount_fen, order_id, device,
-        ip, phone, payload
+    SELECT seq, number, rulebook, stream_id, item, ts_ms, day::text, event, kind, member, cause, amount_fen,
+        order_id, device, ip, phone, payload
     FROM book.deferred WHERE partition_id = %(partition_id)s AND seq BETWEEN %(first)s AND %(last)s
 """
+
+# What was booked together has one number, by which it stands among postings.
+NUMBER: Final = "SELECT number FROM book.batches WHERE (partition_id, batch) = (%s, %s)"
 
 TAKEN: Final = """
     SELECT seq FROM book.exceptions
@@ -51,9 +54,10 @@ def compare_rows(
     about = {"partition_id": partition_id, "first": rows[0][0], "last": rows[-1][0], "days": days}
     booked = {row[0]: _booked(row) for row in connection.execute(ROWS, about)}
     booked |= {row[0]: _booked_deferred(row) for row in connection.execute(DEFERRED, about)}
+    (number,) = connection.execute(NUMBER, (partition_id, batch.batch)).fetchone() or (None,)
     taken = {seq for (seq,) in connection.execute(TAKEN, about)}
     for seq, position, entry in rows:
-        ledger = {"rulebook": batch.header.rulebook} | _of_ledger(position, entry)
+        ledger = {"number": number, "rulebook": batch.header.rulebook} | _of_ledger(position, entry)
         found = booked.get(seq)
         if found == ledger or (found is None and seq in taken):
             continue
@@ -119,9 +123,10 @@ def _of_ledger(position: Position, entry: Entry) -> dict[str, Any]:
 
 
 def _booked(row: tuple[Any, ...]) -> dict[str, Any]:
-    _, rulebook, stream_id, item, ts_ms, day, event, kind, member, outcome, cause, frozen, amount, order, *rest = row
-    base, uncapped, points, campaigns, evidence, masked, *keys = rest
+    _, number, rulebook, stream_id, item, ts_ms, day, event, kind, member, outcome, cause, frozen, *rest = row
+    amount, order, base, uncapped, points, campaigns, evidence, masked, *keys = rest
     return {
+        "number": number,
         "rulebook": rulebook,
         "stream_id": stream_id,
         "item": item,
@@ -146,8 +151,9 @@ def _booked(row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _booked_deferred(row: tuple[Any, ...]) -> dict[str, Any]:
-    _, rulebook, stream_id, item, ts_ms, day, event, kind, member, cause, amount, order, *keys, payload = row
+    _, number, rulebook, stream_id, item, ts_ms, day, event, kind, member, cause, amount, order, *keys, payload = row
     return {
+        "number": number,
         "rulebook": rulebook,
         "stream_id": stream_id,
         "item": item,
