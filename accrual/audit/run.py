@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -113,7 +114,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 run = _Run(self, snapshot, approved_points(connection), _partitions(connection, self.partitions))
                 days = booked_days(connection, self.first_day, self.last_day)
-                stretches = {name: self._stretches(connection, number) for name, number in run.partitions.items()}
+                stretches = self._stretches(connection, run.partitions)
             except psycopg.errors.UndefinedTable:
                 raise BookError("the database has no book") from None
             processes = opened.enter_context(ProcessPoolExecutor(self.workers, get_context("spawn")))
@@ -131,11 +132,15 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
                 log.info("%s: %d findings", futures[future], len(found.findings))
                 yield from found.findings
 
-    def _stretches(self, connection: Connection, partition_id: int) -> list[Stretch]:
-        if self.engine != "reference":
-            return stretches_of(connection, partition_id, None, self.last_day, 1, self.stretch_days)
-        pieces = max(1, self.workers)
-        return stretches_of(connection, partition_id, self.first_day, self.last_day, pieces, self.stretch_days)
+    def _stretches(self, connection: Connection, partitions: Mapping[str, int]) -> dict[str, list[Stretch]]:
+        """Return the stretches of each ledger, all together enough for every worker."""
+        is_cut = self.engine == "reference"
+        first_day = self.first_day if is_cut else None
+        pieces = math.ceil(self.workers / max(1, len(partitions))) if is_cut else 1
+        return {
+            name: stretches_of(connection, number, first_day, self.last_day, pieces, self.stretch_days)
+            for name, number in partitions.items()
+        }
 
     def secret_of(self, client: Redis, keys: Keys) -> Secret:
         """Return the key of a partition's fingerprints: the configured one, or the one that the partition made.

@@ -204,3 +204,20 @@ def test_stretches_of_the_archive(valkey: Server, book: str, tmp_path: Any) -> N
         report = AuditReport()
         assert list(Audit(settings=settings, workers=2, stretch_days=1).run(report)) == []
         assert report.notes == []
+
+
+def test_a_stretch_that_begins_with_what_nobody_knows(valkey: Server, book: str) -> None:
+    with connect(book) as connection:
+        partition = written(valkey, connection)
+        client: Any = partition.client
+        ids = [stream_id for stream_id, _ in client.xrange(partition.keys.events)]
+        # The tier that a control event has brought is nowhere else.
+        client.xtrim(partition.keys.events, minid=ids[len(ids) // 2], approximate=False)
+        checked = Checked(valkey, connection)
+        assert checked.stretch(10, 10) == []
+        (note,) = checked.notes
+        assert note.startswith("partition p: not decided again from batch 10 on: the member_updated at ")
+        client.xtrim(partition.keys.events, minid=ids[-1], approximate=False)
+        assert checked.stretch(4, 4) == []
+        gone = "of 6 events of the days before 0 are still there"
+        assert checked.notes[1:] == [f"partition p: not decided again from batch 4 on: {gone}"]
