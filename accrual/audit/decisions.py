@@ -346,4 +346,6 @@ class _Checking:
                 found=told(position, found) if found else None,
             )
         if not differs:
-            yield self._finding("decisions", "decided again, its counts come out differently", batch.batch)
+            counts = [msgspec.to_builtins(of) for of in (again.counts, batch.header.counts)]
+            detail = "decided again, its counts come out differently"
+            yield self._finding("decisions", detail, batch.batch, expected=counts[0], found=counts[1])

@@ -91,6 +91,17 @@ def test_an_event_that_the_ledger_has_lost(valkey: Server, book: str) -> None:
         assert checked.notes == ["partition p: not decided again from batch 2 on: of its 1 events 0 are still there"]
 
 
+def test_a_dead_letter_that_the_ledger_has_lost(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    partition.send(order(1), order(3))
+    changed(partition, {}, (f"{at(0, 2)}-0", order(2) | {"kind": "nonsense"}))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        counted, decided = Checked(valkey, connection).stretch(1, 2)
+    assert (counted.check, counted.expected, counted.found) == ("events", 3, 2)
+    assert (decided.check, decided.expected["dead_letters"], decided.found["dead_letters"]) == ("decisions", 1, 0)
+
+
 def test_an_event_that_was_taken_off_the_stream(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     partition.send(order(1))
