@@ -17,4 +17,5 @@
     book       the ledger into the book, against bare COPY; settlement
     profile    what an event costs in instructions and cache misses, by valgrind
     jobs       a large settlement and a large expiry: speed, memory, locks, and what others notice
+    audit      deciding a ledger again, and beginning in the middle of one
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import book, core, drain, growth, jobs, latency, profile, restart
+from bench import audit, book, core, drain, growth, jobs, latency, profile, restart
 from bench.machine import describe
 from bench.memory import find_memory
 from bench.report import save
@@ -32,6 +32,7 @@ examples:
   python -m bench restart --state-members 1000000
   python -m bench book --events 1000000
   python -m bench jobs --runs 1
+  python -m bench audit
   python -m bench profile                   instructions and cache misses of the core, by valgrind
 """
 
@@ -240,6 +241,19 @@ def _run_jobs(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
     _tell(f"everything is in {path}")
 
 
+def _run_audit(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
+    settings = audit.AuditSettings(
+        events=parsed.events or (1 if parsed.quick else 4) * CHUNK_EVENTS,
+        runs=parsed.runs or (2 if parsed.quick else 3),
+        members=parsed.members or min(QUICK_KEYS if parsed.quick else KEYS),
+        seed=parsed.seed,
+    )
+    result = audit.measure_audit(settings, _tell)
+    print(audit.summary(result))
+    path = save(_name(parsed, "audit"), machine, {"settings": settings, "result": result})
+    _tell(f"everything is in {path}")
+
+
 def _run_profile(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
     if not profile.is_available():
         if parsed.what == "profile":
@@ -271,6 +285,7 @@ BENCHMARKS: Final[dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]
     "growth": _run_growth,
     "book": _run_book,
     "jobs": _run_jobs,
+    "audit": _run_audit,
     "profile": _run_profile,
 }
 

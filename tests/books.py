@@ -115,7 +115,17 @@ class Partition:
         self.link = START
         self.checkpoint = Checkpoint()
         self._last = (0, 0)
-        header = BatchHeader(1, self.link.digest, self.link.through, 1)
+        self._record()
+
+    def adopt(self, rulebook: str) -> None:
+        """Record another rulebook, and decide by it from then on."""
+        self.rulebook = parse(rulebook)
+        self.engine.adopt(self.rulebook)
+        self._record()
+
+    def _record(self) -> None:
+        link = self.link
+        header = BatchHeader(link.batch + 1, link.digest, link.through, link.next_seq)
         record = RulebookRecord.of(header, self.rulebook, STREAM_SLACK_DAYS)
         data = record.encode()
         digest = decode_header(data).digest

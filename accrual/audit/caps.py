@@ -1,53 +1,85 @@
 """No more than limits let through, counted again from a day's entries, for the limits that can be counted so.
 
 A limit of a business day that clamps or rejects bounds what was granted and held; one that holds or freezes may be
-passed. Entries are counted by partition and rulebook version, as the engines counted them.
+passed. Entries are counted by partition and through rulebook versions as long as the limit keeps its counts, as the
+engines count them. The first entry that is too much, and each behind it, is a finding of its own, and owes what was too
+much of it. Late entries count among themselves here: what they are decided on is another check.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from psycopg import sql
 
 from accrual.audit.findings import Finding
+from accrual.audit.recorded import Recorded
 from accrual.book.database import Connection
 from accrual.book.texts import shown, stored
-from accrual.rulebook import Limit, Rulebook, parse
+from accrual.rulebook import EarningRule, Limit, Window
 
-__all__ = ["booked_days", "check_caps", "check_once", "rulebooks"]
+__all__ = ["booked_days", "check_caps", "check_once"]
 
-CAP: Final = """
-    SELECT e.{key}::text, {measured}, array_agg(DISTINCT e.member) FROM book.entries e
-    WHERE e.day = %(day)s::date AND e.partition_id = %(partition_id)s AND e.rulebook = %(version)s
-        AND e.outcome IN ('granted', 'held') AND e.{key} IS NOT NULL
-        AND (%(kinds)s::text[] IS NULL OR e.kind = ANY(%(kinds)s))
-    GROUP BY 1 HAVING {measured} > %(max)s ORDER BY 1
+# Entries that were let through, each with what had been counted with it: a maximum for each stretch of seqs.
+COUNTED: Final = """
+    WITH counted AS (
+        SELECT p.name, e.seq, e.number, e.member, e.points, e.{key}::text AS key, r.max
+        FROM book.entries e JOIN book.partitions p USING (partition_id) JOIN unnest(
+            %(firsts)s::bigint[], %(lasts)s::bigint[], %(maxima)s::bigint[], %(kinds)s::jsonb[]
+        ) AS r (first, last, max, kinds) ON {of} AND (r.kinds IS NULL OR r.kinds ? e.kind)
+        WHERE e.day = %(day)s::date AND e.outcome IN ('granted', 'held') AND e.{key} IS NOT NULL
+    ), suspected AS (
+        SELECT key FROM counted GROUP BY key HAVING {measured} > min(max)
+    ), running AS (
+        SELECT *, {running} AS total FROM ({seen}) c WHERE key IN (SELECT key FROM suspected)
+    )
+    SELECT name, seq, member, key, max, total::bigint, points FROM running WHERE total > max AND {adds} ORDER BY {place}
 """
 
-MEASURES: Final = {"points": "sum(e.points)", "events": "count(*)", "members": "count(DISTINCT e.member)"}
+OF_PARTITION: Final = "NOT e.late AND e.partition_id = %(partition_id)s AND e.seq BETWEEN r.first AND r.last"
+OF_LATE: Final = "e.late AND e.rulebook BETWEEN r.first AND r.last"
 
-PER_DAY: Final = """
-    SELECT member, count(*) FROM book.entries
-    WHERE day = %(day)s::date AND partition_id = %(partition_id)s AND rulebook = %(version)s AND kind = %(kind)s
-        AND outcome IN ('granted', 'held') GROUP BY member HAVING count(*) > %(max)s ORDER BY member
+ALL: Final = "SELECT * FROM counted"
+FIRST_SIGHTS: Final = "SELECT *, min(seq) OVER (PARTITION BY key, member) AS sight FROM counted"
+
+# How a measure adds up: over a key, entry by entry, in what it is added up from, and which entries add to it.
+MEASURES: Final = {
+    "points": ("sum(points)", "sum(points) OVER (PARTITION BY key ORDER BY {place})", ALL, "points > 0"),
+    "events": ("count(*)", "row_number() OVER (PARTITION BY key ORDER BY {place})", ALL, "true"),
+    "members": ("count(DISTINCT member)", "dense_rank() OVER (PARTITION BY key ORDER BY sight)", FIRST_SIGHTS, "true"),
+}
+
+SEQS: Final = """
+    SELECT min(seq), max(seq) FROM book.entries WHERE day = %s::date AND partition_id = %s AND NOT late
 """
+
+LATE_VERSIONS: Final = "SELECT DISTINCT rulebook FROM book.entries WHERE day = %s::date AND late ORDER BY 1"
 
 ONCE: Final = """
-    SELECT member, count(*) FROM book.entries WHERE partition_id = %(partition_id)s AND kind = %(kind)s
-        AND rulebook = ANY(%(versions)s) AND outcome IN ('granted', 'held')
-    GROUP BY member HAVING count(*) > 1 ORDER BY member
+    SELECT seq, member, points, day::text, total FROM (
+        SELECT seq, member, points, day, row_number() OVER (PARTITION BY member ORDER BY seq) AS total
+        FROM book.entries WHERE NOT late AND partition_id = %(partition_id)s AND kind = %(kind)s
+            AND outcome IN ('granted', 'held')
+            AND EXISTS (SELECT FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS r (first, last)
+                WHERE seq BETWEEN r.first AND r.last)
+    ) e WHERE total > 1 ORDER BY seq
 """
 
 
-def rulebooks(connection: Connection) -> list[tuple[int, str, Rulebook]]:
-    """Return every recorded rulebook with the number and name of its partition."""
-    rows = connection.execute(
-        "SELECT DISTINCT ON (partition_id, version) partition_id, p.name, r.text FROM book.rulebooks r "
-        "JOIN book.partitions p USING (partition_id) ORDER BY partition_id, version, r.batch"
-    ).fetchall()
-    return [(partition_id, name, parse(text)) for partition_id, name, text in rows]
+class Counted(msgspec.Struct, frozen=True):
+    """What is counted of a day: ``places`` are stretches of seqs (of versions, for late entries) and their limits."""
+
+    detail: str
+    key: str
+    measure: str
+    places: list[tuple[int, int, Limit]]
+
+    def told(self, key: str) -> str:
+        """Return it in words; a member is told apart from them."""
+        return self.detail if self.key == "member" else f"{self.detail} {key}"
 
 
 def booked_days(connection: Connection, first: str | None, last: str | None) -> list[str]:
@@ -60,45 +92,110 @@ def booked_days(connection: Connection, first: str | None, last: str | None) -> 
     return [day.isoformat() for (day,) in rows]
 
 
-def check_caps(connection: Connection, day: str, recorded: Sequence[tuple[int, str, Rulebook]]) -> Iterator[Finding]:
-    """Yield where more was let through on ``day`` than a limit or ``max_per_day`` of ``recorded`` rulebooks allows."""
-    for partition_id, partition, rulebook in recorded:
-        about = {"day": day, "partition_id": partition_id, "version": rulebook.version}
+def check_caps(connection: Connection, day: str, recorded: Sequence[Recorded]) -> Iterator[Finding]:
+    """Yield each entry of ``day`` that a limit or ``max_per_day`` of ``recorded`` rulebooks had to keep out."""
+    for partition_id, group in itertools.groupby(recorded, key=lambda record: record.partition_id):
+        records = list(group)
+        first, last = connection.execute(SEQS, (day, partition_id)).fetchone() or (None, None)
+        if first is None:
+            continue
+        about = {"day": day, "partition_id": partition_id}
+        # Only what was in force with the day's entries counts; of what was in force before, what it counted then.
+        during = [record for record in records if record.first_seq <= last and record.last_seq >= first]
+        for counted in _counted(during):
+            yield from _check(connection, counted, about, OF_PARTITION)
+    versions = {record.rulebook.version: record for record in recorded}
+    for (version,) in connection.execute(LATE_VERSIONS, (day,)).fetchall():
+        if version in versions:
+            for counted in _counted([versions[version]._replace(first_seq=version, last_seq=version)]):
+                yield from _check(connection, counted, {"day": day}, OF_LATE)
+
+
+def _counted(records: Sequence[Recorded]) -> Iterator[Counted]:
+    """Yield what is counted while ``records`` are in force: limits as long as they keep their counts, daily counts."""
+    going: dict[Any, Counted] = {}
+    for *_, first, last, rulebook in records:
+        kept: dict[Any, Counted] = {}
         for limit in rulebook.limits:
-            if limit.window.duration_ms is None and limit.action in ("clamp", "reject"):
-                yield from _check_limit(connection, limit, partition, about)
-        for rule in rulebook.earning_rules:
-            if rule.max_per_day is None:
+            if limit.window.duration_ms is not None:
                 continue
-            parameters = about | {"kind": stored(rule.kind), "max": rule.max_per_day}
-            for member, count in connection.execute(PER_DAY, parameters):
-                detail = f"{rule.kind} counted more often than max_per_day"
-                yield Finding(
-                    "caps", detail, partition, member=shown(member), day=day, expected=rule.max_per_day, found=count
-                )
+            detail = f"limit {limit.id}: {limit.measure} of {limit.key}"
+            kept[limit.identity] = going.pop(limit.identity, Counted(detail, limit.key, limit.measure, []))
+            kept[limit.identity].places.append((first, last, limit))
+        yield from going.values()
+        going = kept
+    yield from going.values()
+    for kind in sorted({rule.kind for record in records for rule in record.rulebook.earning_rules}):
+        rules = [(record, record.rulebook.earning_rule(kind)) for record in records]
+        places = [
+            (record.first_seq, record.last_seq, _as_limit(rule))
+            for record, rule in rules
+            if rule is not None and rule.max_per_day is not None
+        ]
+        if places:
+            yield Counted(f"{kind} counted more often than max_per_day", "member", "events", places)
 
 
-def _check_limit(connection: Connection, limit: Limit, partition: str, about: dict[str, object]) -> Iterator[Finding]:
-    query = sql.SQL(CAP).format(key=sql.Identifier(limit.key), measured=sql.SQL(MEASURES[limit.measure]))
-    kinds = None if limit.kinds is None else [stored(kind) for kind in limit.kinds]
-    parameters = about | {"kinds": kinds, "max": limit.max}
-    for key, measured, members in connection.execute(query, parameters):
-        who = shown(members[0]) if len(members) == 1 else None
-        detail = f"limit {limit.id}: {limit.measure} of {limit.key} {shown(key)}"
+def _as_limit(rule: EarningRule) -> Limit:
+    """Return ``max_per_day`` as the limit that it is."""
+    assert rule.max_per_day is not None
+    return Limit(rule.kind, "member", "events", Window(None), rule.max_per_day, "reject", (rule.kind,))
+
+
+def _check(connection: Connection, counted: Counted, about: dict[str, object], of: str) -> Iterator[Finding]:
+    measured, running, seen, adds = MEASURES[counted.measure]
+    place = "number, seq" if of == OF_LATE else "seq"
+    bounded = [limit.action in ("clamp", "reject") for *_, limit in counted.places]
+    query = sql.SQL(COUNTED).format(
+        key=sql.Identifier(counted.key),
+        of=sql.SQL(of),
+        measured=sql.SQL(measured),
+        running=sql.SQL(running.format(place=place)),
+        seen=sql.SQL(seen),
+        adds=sql.SQL(adds),
+        place=sql.SQL(place),
+    )
+    parameters = about | {
+        "firsts": [first for first, _, _ in counted.places],
+        "lasts": [last for _, last, _ in counted.places],
+        "maxima": [
+            limit.max if is_bounded else None for (*_, limit), is_bounded in zip(counted.places, bounded, strict=True)
+        ],
+        "kinds": [_kinds(limit) for *_, limit in counted.places],
+    }
+    if not any(bounded):
+        return
+    for partition, seq, member, key, most, total, points in connection.execute(query, parameters):
+        owed = -min(points, total - most) if counted.measure == "points" else -points
         yield Finding(
-            "caps", detail, partition, member=who, day=str(about["day"]), expected=limit.max, found=int(measured)
+            "caps",
+            counted.told(shown(key)),
+            partition,
+            seq=seq,
+            member=shown(member),
+            day=str(about["day"]),
+            expected=most,
+            found=total,
+            owed=owed or None,
         )
 
 
-def check_once(connection: Connection, recorded: Sequence[tuple[int, str, Rulebook]]) -> Iterator[Finding]:
-    """Yield where a member earned more than once what by ``recorded`` rulebooks can be earned once."""
-    versions: dict[tuple[int, str, str], list[int]] = {}
-    for partition_id, partition, rulebook in recorded:
-        for rule in rulebook.earning_rules:
+def _kinds(limit: Limit) -> str | None:
+    return None if limit.kinds is None else msgspec.json.encode([stored(kind) for kind in limit.kinds]).decode()
+
+
+def check_once(connection: Connection, recorded: Sequence[Recorded]) -> Iterator[Finding]:
+    """Yield each entry by which a member earned again what by ``recorded`` rulebooks can be earned once."""
+    places: dict[tuple[int, str, str], list[tuple[int, int]]] = {}
+    for record in recorded:
+        for rule in record.rulebook.earning_rules:
             if rule.once:
-                versions.setdefault((partition_id, partition, rule.kind), []).append(rulebook.version)
-    for (partition_id, partition, kind), known in versions.items():
-        parameters = {"partition_id": partition_id, "kind": stored(kind), "versions": known}
-        for member, count in connection.execute(ONCE, parameters):
+                key = record.partition_id, record.partition, rule.kind
+                places.setdefault(key, []).append((record.first_seq, record.last_seq))
+    for (partition_id, partition, kind), seqs in places.items():
+        firsts, lasts = zip(*seqs, strict=True)
+        about = {"partition_id": partition_id, "kind": stored(kind), "firsts": list(firsts), "lasts": list(lasts)}
+        for seq, member, points, day, total in connection.execute(ONCE, about):
             detail = f"{kind} can be earned once in a life"
-            yield Finding("once", detail, partition, member=shown(member), expected=1, found=count)
+            where: dict[str, Any] = {"seq": seq, "member": shown(member), "day": day}
+            yield Finding("once", detail, partition, **where, expected=1, found=total, owed=-points or None)

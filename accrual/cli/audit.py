@@ -37,9 +37,13 @@ def add(commands: Commands) -> None:
         _run,
     )
     add_settings(parser, "rulebook", "redis", "database", "partition", "archive", "archive_key_file", "log_level")
-    add_day(parser, "from", "the first business day of the checks that go by day", required=False)
+    add_day(
+        parser, "from", "the first business day that is decided again, and of the checks that go by day", required=False
+    )
     add_day(parser, "to", "the last of them", required=False)
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="checks that run at once; default: 2")
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="checks, and stretches of a ledger, at once; default: 2"
+    )
     parser.add_argument(
         "--engine",
         choices=("reference", "fast"),

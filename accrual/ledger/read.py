@@ -60,7 +60,7 @@ class LedgerReader:
                 f"{chain.link.batch} was read before"
             )
         _compare(chain.link, checkpoint)
-        for number, data in self._values(chain.link.batch + 1, last):
+        for number, data in self.values(chain.link.batch + 1, last):
             if not self._verified:
                 yield _decoded(number, data, chain)
                 continue
@@ -102,7 +102,7 @@ class LedgerReader:
             raise UsageError(f"batch {batch}: batches are numbered from 1")
         if batch == 1:
             return Chain()
-        for _, data in self._values(batch - 1, batch - 1):
+        for _, data in self.values(batch - 1, batch - 1):
             return Chain(_placed(batch - 1, decode_header(data)).link)
         raise LedgerError(f"batch {batch - 1}: is missing")
 
@@ -111,7 +111,7 @@ class LedgerReader:
         values: Any = self._client.hmget(self._keys.checkpoint, names)
         return Checkpoint.from_hash({name: value for name, value in zip(names, values, strict=True) if value})
 
-    def _values(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+    def values(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
         """Yield the numbers and bytes of batches ``first`` to ``last``, as far as they are there."""
         size = 1
         while first <= last:

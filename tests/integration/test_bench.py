@@ -10,6 +10,8 @@ import pytest
 # Benchmarks are no part of what gets installed. At the end, so that no build of another mode is shadowed.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from bench.audit import AuditSettings, measure_audit
+from bench.audit import summary as summary_of_audit
 from bench.book import BookSettings, measure_book, summary
 from bench.growth import PARTS, GrowthSettings, measure_growth
 from bench.jobs import JobsSettings, measure_jobs
@@ -104,3 +106,12 @@ def test_a_day_is_settled_and_expired_beside_others() -> None:
         assert piece.backend is not None
         assert min(piece.process.first_quarter.median, piece.backend.first_quarter.median) > 0
     assert "of one transaction" in summary_of_jobs(measured)
+
+
+def test_a_ledger_is_decided_again_and_begun_in_the_middle() -> None:
+    measured = measure_audit(AuditSettings(events=2048, runs=1, members=1_000), lambda _: None)
+    assert measured.events == 2048
+    rates = {figure.name: figure.median for figure in measured.figures}
+    assert 0 < rates["take over"] < rates["remember"] < rates["read"]
+    assert rates["decide"] < rates["remember"]
+    assert "over decide" in summary_of_audit(measured)

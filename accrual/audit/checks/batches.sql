@@ -12,8 +12,8 @@ FROM (
     FROM book.batches
     UNION ALL
     SELECT partition_id, p.batch, 'is not where the book says that it stands',
-        (SELECT encode(b.digest, 'hex') || ' ' || b.through || ' ' || b.first_seq + b.entries FROM book.batches b
-            WHERE b.partition_id = p.partition_id ORDER BY b.batch DESC LIMIT 1),
-        encode(p.digest, 'hex') || ' ' || p.through || ' ' || p.next_seq
+        (SELECT encode(b.digest, 'hex') || ' ' || b.through || ' ' || b.first_seq + b.entries || ' ' || b.rulebook
+            FROM book.batches b WHERE b.partition_id = p.partition_id ORDER BY b.batch DESC LIMIT 1),
+        encode(p.digest, 'hex') || ' ' || p.through || ' ' || p.next_seq || ' ' || p.rulebook
     FROM book.partitions p WHERE p.batch > 0
 ) x JOIN book.partitions p USING (partition_id) WHERE x.wanted IS DISTINCT FROM x.got ORDER BY 1, x.batch

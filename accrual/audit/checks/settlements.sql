@@ -1,5 +1,5 @@
--- No more became available than was pending, and only of days that were settled. A settlement of just as much was one
--- too many.
+-- No more became available than was pending, and only of days that were settled; of those, nothing is pending that was so
+-- before the last settlement of the day. A settlement of just as much was one too many.
 WITH moved AS (
     SELECT member, CASE outcome WHEN 'held' THEN 'held' ELSE 'pending' END AS account, points, day
     FROM book.entries WHERE outcome IN ('granted', 'held')
@@ -15,3 +15,13 @@ SELECT NULL, NULL, o.member, o.day::text, NULL, to_jsonb(o.points),
     'posting ' || o.number || ': settled, and the day is not among those that were', NULL
 FROM book.postings o LEFT JOIN book.settled_days s USING (day)
 WHERE s.day IS NULL AND (o.kind = 'settle' OR (o.kind = 'release' AND o.to_account = 'available'))
+UNION ALL
+SELECT NULL, NULL, m.member, m.day::text, '0', to_jsonb(sum(m.points)), 'the day is settled, and points of it are pending', NULL
+FROM (
+    SELECT member, day, number, points FROM book.entries WHERE outcome = 'granted'
+    UNION ALL SELECT member, day, number, points FROM book.postings WHERE to_account = 'pending'
+    UNION ALL SELECT member, day, 0, -points FROM book.postings WHERE from_account = 'pending'
+) m JOIN book.settled_days s USING (day) JOIN (
+    SELECT (details ->> 'day')::date AS day, max(action) AS action FROM book.actions WHERE kind = 'settle' GROUP BY 1
+) a USING (day)
+WHERE s.finished AND m.number < a.action GROUP BY m.member, m.day HAVING sum(m.points) > 0
