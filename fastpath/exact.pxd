@@ -50,7 +50,11 @@ cdef extern from *:
         uint64_t quotient;
         if (left_high == 0 && right_high == 0) {
             accrual_u128 product = (accrual_u128)left_low * right_low;
-            if ((product >> 64) == 0 && (divisor >> 64) == 0) {
+            if (((product | divisor) >> 32) == 0) {
+                /* Nearly always, and several times as fast. */
+                quotient = (uint32_t)product / (uint32_t)divisor;
+                remainder = (uint32_t)product % (uint32_t)divisor;
+            } else if ((product >> 64) == 0 && (divisor >> 64) == 0) {
                 quotient = (uint64_t)product / (uint64_t)divisor;
                 remainder = (uint64_t)product % (uint64_t)divisor;
             } else {
