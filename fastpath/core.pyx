@@ -80,7 +80,7 @@ PADDING_BYTES = bytes(PADDING)
 HEADER_KEYS = 18
 
 cdef enum:
-    CHUNK_EVENTS = 512         # events decoded at a stretch, if they are decided at once: they should still be in the cache
+    CHUNK_EVENTS = 512         # events decoded at a stretch, where they are decided at once: as the cache can hold
     LONGEST_NAME = 64          # of a member, in bytes
 
 

@@ -160,10 +160,10 @@ cdef inline bint is_absent(const Value* value) noexcept nogil:
 
 # Reading. Each function takes the place where an item starts and returns where it ends, or NULL where it is not valid.
 #
-# An item in its shortest form, as nearly all are, is taken without asking whether the event goes on that far: behind the
-# last event there is padding enough for all of them up to the lines. Who has read several asks then. And short texts
-# are not checked for UTF-8 here, since to tell that all of them are ASCII is a matter of some instructions while they
-# are hashed.
+# An item in its shortest form, as nearly all are, is taken without asking whether the event goes on that far: behind
+# the last event there is padding enough for all of them up to the lines. Who has read several asks then. And short
+# texts are not checked for UTF-8 here: to tell that all of them are ASCII takes a few instructions while they are
+# hashed.
 
 cdef inline Reader reader_at(Place at, Place end) noexcept nogil:
     cdef Reader reader

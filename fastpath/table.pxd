@@ -86,11 +86,13 @@ cdef extern from *:
     #define accrual_lowest_bit(mask) __builtin_ctzll(mask)
 
     /* Of the eight slots of a line, those whose tag (part 0) or record (part 1) is the one wanted: bit i for slot i. */
-    static inline __attribute__((always_inline)) uint32_t accrual_slots(const void *line, uint32_t value, const int part) {
+    static inline __attribute__((always_inline)) uint32_t accrual_slots(const void *line, uint32_t value,
+                                                                        const int part) {
     #ifdef __SSE2__
         const float *words = (const float *)line;
         const __m128i wanted = _mm_set1_epi32((int)value);
-        const __m128 parts[4] = {_mm_load_ps(words), _mm_load_ps(words + 4), _mm_load_ps(words + 8), _mm_load_ps(words + 12)};
+        const __m128 parts[4] = {
+            _mm_load_ps(words), _mm_load_ps(words + 4), _mm_load_ps(words + 8), _mm_load_ps(words + 12)};
         const __m128i low = _mm_castps_si128(part ? _mm_shuffle_ps(parts[0], parts[1], _MM_SHUFFLE(3, 1, 3, 1))
                                                   : _mm_shuffle_ps(parts[0], parts[1], _MM_SHUFFLE(2, 0, 2, 0)));
         const __m128i high = _mm_castps_si128(part ? _mm_shuffle_ps(parts[2], parts[3], _MM_SHUFFLE(3, 1, 3, 1))

@@ -236,11 +236,11 @@ cdef inline void place(Table* table, uint32_t segment, uint32_t tag, uint32_t re
     cdef uint64_t mask = (<uint64_t>1 << table.segment_shift) - 1
     cdef Slot* slots = (<Slot*>table.slots.base) + (<uint64_t>segment << table.segment_shift)
     cdef uint64_t position = line_in_segment(table, tag)
-    cdef uint32_t free = free_in_line(&slots[position])
-    while free == 0:
+    cdef uint32_t vacant = free_in_line(&slots[position])
+    while vacant == 0:
         position = (position + LINE_SLOTS) & mask
-        free = free_in_line(&slots[position])
-    position += lowest_bit(free)
+        vacant = free_in_line(&slots[position])
+    position += lowest_bit(vacant)
     slots[position].tag = tag
     slots[position].record = record
     table.segment_counts[segment] += 1

@@ -73,14 +73,14 @@ class Follower(ReferenceEngine):
     def take(self, event: Event, entry: Entry, arrival_ms: int) -> None:
         """Take over all that ``entry``, decided of ``event``, leaves behind."""
         arrival_day = self.calendar.day(arrival_ms)
-        self._forget_before(arrival_day)
+        self._reach(arrival_day)
         self.decided[event.id] = (event, arrival_day)
         rule = self.rulebook.earning_rule(event.kind)
         if entry.cause or entry.outcome == "applied" or rule is None:
             self.remember(entry, arrival_ms, event)
             return
         when: When = self._when(event, arrival_ms)
-        limits = [limit for limit in self.rulebook.limits if limit.applies_to(event.kind) and getattr(event, limit.key)]
+        limits = self._limits(event, when)
         self._count(event, limits, when, Tripped())
         if entry.outcome != "rejected":
             for limit in limits:

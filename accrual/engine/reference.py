@@ -156,6 +156,12 @@ class ReferenceEngine:
         for place in [place for place, last_day in self.last_days.items() if last_day < first_day - 1]:
             del self.last_days[place]
 
+    def _reach(self, arrival_day: int) -> None:
+        """Drop, once a business day of a stream, what no later event can ask for."""
+        if arrival_day > self.latest_arrival_day and self.slack_days < OFFLINE_SLACK_DAYS:
+            self.latest_arrival_day = arrival_day
+            self.reclaim(arrival_day)
+
     def _is_needed(self, key: CounterKey, counter: TotalCounter | MembersCounter, first_day: int) -> bool:
         """Tell whether events from ``first_day`` on can see a counter, and drop the days of it that they cannot.
 
@@ -187,9 +193,7 @@ class ReferenceEngine:
     def decide(self, event: Event, arrival_ms: int) -> Decision:
         """Decide a valid ``event`` that arrived at ``arrival_ms``: steps 2 to 12."""
         day, arrival_day = self.calendar.day(min(event.ts, arrival_ms)), self.calendar.day(arrival_ms)
-        if arrival_day > self.latest_arrival_day and self.slack_days < OFFLINE_SLACK_DAYS:
-            self.latest_arrival_day = arrival_day
-            self.reclaim(arrival_day)
+        self._reach(arrival_day)
         earlier = self._remembered(event.id, arrival_day)
         if earlier is not None:
             if earlier == event:
@@ -262,9 +266,7 @@ class ReferenceEngine:
         uncapped = math.floor(base_exact * multiplier)
 
         tripped = Tripped()
-        limits = [limit for limit in self.rulebook.limits if limit.applies_to(event.kind) and getattr(event, limit.key)]
-        for place in {(limit.key, getattr(event, limit.key)) for limit in limits if limit.key != "member"}:
-            self.last_days[place] = max(self.last_days.get(place, when.day), when.day)
+        limits = self._limits(event, when)
         self._count(event, limits, when, tripped)
         points = uncapped
         if "reject" not in tripped.actions:
@@ -290,6 +292,13 @@ class ReferenceEngine:
             frozen_before=frozen_before,
             evidence=tripped.evidence(self.rulebook),
         )
+
+    def _limits(self, event: Event, when: When) -> list[Limit]:
+        """Return the limits that ``event`` is subject to, and take note of the day on which their keys were seen."""
+        limits = [limit for limit in self.rulebook.limits if limit.applies_to(event.kind) and getattr(event, limit.key)]
+        for place in {(limit.key, getattr(event, limit.key)) for limit in limits if limit.key != "member"}:
+            self.last_days[place] = max(self.last_days.get(place, when.day), when.day)
+        return limits
 
     def _refusal(self, member: Member, rule: EarningRule, day: int) -> str:
         """Step 8: return the reason of an early rejection, or an empty string."""

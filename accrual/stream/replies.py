@@ -75,6 +75,7 @@ class PlainReplyReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray(BUFFER_BYTES)
+        self._parser = hiredis.Reader()
         self.rows: list[StreamEntry] = []
         self.abandon()
 

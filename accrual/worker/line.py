@@ -1,5 +1,4 @@
-"""Batches on their way through three threads: while one is decoded, the one before is decided and the one before that
-is encoded."""
+"""Batches on their way through three threads: one is decoded while another is decided and a third encoded."""
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ class Line:
         # Who waits here may be cancelled; what is under way goes on.
         await asyncio.wait([first])
         if self._under_way and self._under_way[0] is first:
-            self._under_way.popleft()
+            del self._under_way[0]
         first.result()
 
     def _finish(self, decided: Future[None], finish: Callable[[], Finished]) -> Finished:

@@ -1,5 +1,8 @@
-"""The main loop: read, decide, commit. The next entries are asked for before these are decided, and where many are
-waiting, one batch is decoded while the one before is decided and another one encoded."""
+"""The main loop: read, decide, commit.
+
+The next entries are asked for before these are decided; and where many are waiting, one batch is decoded while the one
+before is decided and another one encoded.
+"""
 
 from __future__ import annotations
 
@@ -250,4 +253,4 @@ def header_after(tail: Checkpoint) -> BatchHeader:
 
 
 def _nothing() -> None:
-    """What is left to decide of a batch that was decided."""
+    """Do what is left to decide of a batch that was decided."""

@@ -235,7 +235,7 @@ def _recorded(record: RulebookRecord) -> Rulebook:
 
 
 def _nothing(_: None) -> None:
-    """What is left to do for a batch that was compared."""
+    """Do what is left to do for a batch that was compared."""
 
 
 def _compare(batch: Batch, value: bytes, header: Header) -> None:

@@ -1,4 +1,4 @@
-"""The threads behind the main loop: everything in order, nothing behind a failure, nothing lost by who stops waiting."""
+"""The threads behind the main loop: all in order, nothing behind a failure, nothing lost by who stops waiting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_batches_are_decided_finished_and_committed_in_order() -> None:
         line = Line()
         for number in range(BATCHES):
             await line.room()
-            line.put(adding(decided, number), adding(finished, number), lambda _, number=number: committed.append(number), 1)
+            line.put(adding(decided, number), numbered(finished, number), committed.append, 1)
         await line.emptied()
         assert line.is_empty
         line.close()
@@ -33,6 +33,18 @@ def test_batches_are_decided_finished_and_committed_in_order() -> None:
 
 def adding(numbers: list[int], number: int) -> Callable[[], None]:
     return lambda: numbers.append(number)
+
+
+def waiting_for(event: threading.Event) -> None:
+    event.wait()
+
+
+def numbered(numbers: list[int], number: int) -> Callable[[], int]:
+    def add() -> int:
+        numbers.append(number)
+        return number
+
+    return add
 
 
 def test_no_more_are_under_way_than_the_engine_keeps() -> None:
@@ -82,7 +94,7 @@ def test_who_stops_waiting_loses_nothing() -> None:
 
     async def run() -> None:
         line, free = Line(), threading.Event()
-        line.put(free.wait, lambda: 1, committed.append, 1)
+        line.put(lambda: waiting_for(free), lambda: 1, committed.append, 1)
         waiting = asyncio.create_task(line.emptied())
         await asyncio.sleep(0)
         waiting.cancel()

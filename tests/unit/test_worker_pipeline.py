@@ -28,7 +28,6 @@ class Reader:
         self.first = self.last = (0, 0)
 
 
-
 class Intake:
     """Both the intake and its connection; every batch is of all entries that were asked for."""
 
