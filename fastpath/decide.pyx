@@ -82,6 +82,7 @@ cdef enum:
     INITIAL_SETS = 256         # a power of two
     KEPT_SETS = 65536          # more are forgotten before the next batch: to ask for one takes some microseconds
     # How many events before its decision what it will need is asked for: see below, "Looking ahead".
+    EVENTS_AHEAD = 16          # before their slots
     SLOTS_AHEAD = 32
     MEMBER_AHEAD = 24
     USUAL_AHEAD = 16
@@ -916,6 +917,15 @@ cdef inline void ask_for_record(const Table* table, const char* record) noexcept
         offset += LINE_BYTES
 
 
+cdef inline void ask_for_event(const Event* event) noexcept nogil:
+    """Ask for what nearly every decision needs of an event: another core may have decoded it."""
+    cdef const char* at = <const char*>event
+    prefetch(at)
+    prefetch(at + LINE_BYTES)
+    prefetch(at + 2 * LINE_BYTES)
+    prefetch(at + 3 * LINE_BYTES)
+
+
 cdef inline Slot* ask_for_line(const Table* table, uint64_t hash) noexcept nogil:
     cdef Slot* line = line_of(table, hash)
     prefetch(line)
@@ -1016,6 +1026,8 @@ cdef int decide_events(State* state, const Rules* rules, Event* events, uint32_t
         if step >= SLOTS_AHEAD:
             decide_event(state, rules, &events[first + step - SLOTS_AHEAD], first + step - SLOTS_AHEAD,
                          place.candidates, rows)
+        if step + EVENTS_AHEAD < count:
+            ask_for_event(&events[first + step + EVENTS_AHEAD])
         if step < count:
             ask_for_slots(state, rules, &events[first + step], place)
         if step - (SLOTS_AHEAD - MEMBER_AHEAD) < count:

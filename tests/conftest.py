@@ -38,7 +38,7 @@ from servers import SERVER_KINDS, Server, ServerFactory, ServerKind, binary_of, 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The time of one example says nothing on a busy machine; --hypothesis-profile=thorough looks longer.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
 
 

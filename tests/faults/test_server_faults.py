@@ -414,9 +414,11 @@ def test_snapshots_on_a_full_disk_are_thrown_away(
     """The very error of a full disk: the files that the first snapshots would be written to lead to /dev/full."""
     directory, client = tmp_path / "snapshots", valkey.client()
     directory.mkdir()
-    flags = ("--snapshots", str(directory), "--snapshot-interval-s", "0", "--batch-entries", "50")
-    last = rng.randrange(20, 60)
+    flags = ("--snapshots", str(directory), "--snapshot-interval-s", "1", "--batch-entries", "50")
+    last = rng.randrange(80, 120)
     with producing(valkey, "p", 20_000, 1000, rng), WorkerProcess(valkey.url, "p", rulebook, *flags) as worker:
+        # By then it has removed what others have left.
+        wait_until(lambda: "owner partition" in worker.said, "the worker begins")
         for batch in range(1, last + 1):
             (directory / f".p-{batch:012d}.snapshot.{worker.process.pid}").symlink_to("/dev/full")
         wait_until(lambda: bool(snapshots_in(directory)), "a snapshot finds room")
