@@ -185,7 +185,8 @@ cdef inline uint64_t filling_segments(const Table* table, uint64_t inserts) noex
 
 cdef uint64_t table_growth(const Table* table, uint64_t inserts) noexcept nogil:
     """Return the most by which ``table_bytes`` can grow when so many records are added."""
-    cdef uint64_t unused = table.record_count - table.live
+    # Another thread may be deciding.
+    cdef uint64_t unused = table.record_count - min(table.live, table.record_count)
     cdef uint64_t records = record_bytes(table) + table.stride * (inserts - min(inserts, unused))
     cdef uint64_t slots = slot_bytes(table) + (filling_segments(table, inserts) << table.segment_shift) * sizeof(Slot)
     return region_bytes(slots, table.huge) + region_bytes(records, table.huge) - table_bytes(table)

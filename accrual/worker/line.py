@@ -51,34 +51,41 @@ class Line:
         finished = self._finishing.submit(self._finish, self._deciding.submit(decide), finish)
         self._under_way.append(asyncio.get_running_loop().create_task(_land(finished, then)))
 
+    def settle(self) -> None:
+        """Forget what has been finished. Raises what has failed."""
+        while self._under_way and self._under_way[0].done():
+            self._under_way.popleft().result()
+
     async def room(self) -> None:
         """Wait until another batch may be decoded. Raises what has failed."""
         while len(self._under_way) >= BATCHES_UNDER_WAY:
-            await self._first()
+            # Who waits here may be cancelled; what is under way goes on.
+            await asyncio.wait([self._under_way[0]])
+            self.settle()
 
     async def emptied(self) -> None:
-        """Wait until nothing is under way. Raises what has failed."""
-        while self._under_way:
-            await self._first()
+        """Wait until nothing is under way, whatever became of it. Raises what has failed."""
+        if not self._under_way:
+            return
+        await asyncio.wait(self._under_way)
+        failures = [task.exception() for task in self._under_way]
+        self._under_way.clear()
+        for failure in failures:
+            if failure is not None:
+                raise failure
 
     def close(self) -> None:
         """Let the threads end."""
         self._deciding.shutdown(wait=False)
         self._finishing.shutdown(wait=False)
 
-    async def _first(self) -> None:
-        first = self._under_way[0]
-        # Who waits here may be cancelled; what is under way goes on.
-        await asyncio.wait([first])
-        if self._under_way and self._under_way[0] is first:
-            del self._under_way[0]
-        first.result()
-
     def _finish(self, decided: Future[None], finish: Callable[[], Finished]) -> Finished:
+        failure = decided.exception()
         if self._failure is not None:
             raise self._failure
         try:
-            decided.result()
+            if failure is not None:
+                raise failure
             return finish()
         except BaseException as failure:
             self._failure = failure

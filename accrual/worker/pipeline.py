@@ -123,6 +123,9 @@ class Pipeline:
                 await self._commits.room()
                 await self._memory(reply)
                 await self._decide(reply)
+            else:
+                # A reply is kept for so many others only, and nobody else asks what became of the batches.
+                await self._line.emptied()
             if self._snapshots.are_due:
                 await self._line.emptied()
                 self._snapshots.consider(self.engine, self._commits)
@@ -165,6 +168,7 @@ class Pipeline:
 
     async def _decide(self, reply: Reader) -> None:
         """Decide a reply, or let the line do so, and send the batch off as soon as it is encoded."""
+        self._line.settle()
         if not self._line.is_empty or reply.size >= SMALL_REPLY_BYTES:
             await self._line.room()
             engine = cast(Any, self.engine)

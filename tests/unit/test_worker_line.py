@@ -79,10 +79,12 @@ def test_nothing_behind_a_failure_is_committed(step: str) -> None:
             1,
         )
         line.put(lambda: None, lambda: None, lambda _: committed.append("behind"), 1)
-        for _ in range(2):
-            with pytest.raises(MemoryError, match=step):
-                await line.emptied()
+        with pytest.raises(MemoryError, match=step):
+            await line.emptied()
         assert line.is_empty
+        line.put(lambda: None, lambda: None, lambda _: committed.append("later"), 1)
+        with pytest.raises(MemoryError, match=step):
+            await line.emptied()
         line.close()
 
     asyncio.run(run())
@@ -106,3 +108,18 @@ def test_who_stops_waiting_loses_nothing() -> None:
 
     asyncio.run(run())
     assert committed == [1]
+
+
+def test_what_is_done_is_forgotten_without_waiting() -> None:
+    async def run() -> None:
+        line, done = Line(), asyncio.Event()
+        line.put(lambda: None, lambda: None, lambda _: done.set(), 7)
+        assert line.most_events == 7
+        await done.wait()
+        await asyncio.sleep(0)
+        line.settle()
+        assert line.is_empty
+        assert line.most_events == 0
+        line.close()
+
+    asyncio.run(run())
