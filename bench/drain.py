@@ -5,8 +5,7 @@ ceiling    one connection that asks for 4096 events at a time, two requests ahea
 worker     ``accrual worker --drain`` as a process of its own, from its first read to its last commit, by its own log
 peer       redis-py and one Lua call per event (peer_lua.py), on a part of the same stream
 
-The server has a core, and the worker both: its main thread keeps to the other one, and the thread that decodes for it
-goes where there is room. Ceiling and worker take turns, so that both meet the same moods of the machine.
+The server has a core, and the worker both: its threads go where there is room. Ceiling and worker take turns, so that both meet the same moods of the machine.
 After every run the books are checked: events in = entries + duplicates, no dead letter, as many duplicates as were
 planted; and after the last run of each variant the whole ledger is read and verified.
 """
@@ -298,7 +297,7 @@ class WorkerRun(msgspec.Struct, frozen=True):
 
 
 def run_worker(url: str, client: redis.Redis) -> WorkerRun:
-    """Let the worker drain the partition from its beginning, on any core: its second thread shares the server's."""
+    """Let the worker drain the partition from its beginning, on any core: its threads share the server's."""
     server_before, worker_before = _server_cpu_s(client), _children_cpu_s()
     started = time.perf_counter()
     try:
