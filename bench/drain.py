@@ -5,7 +5,8 @@ ceiling    one connection that asks for 4096 events at a time, two requests ahea
 worker     ``accrual worker --drain`` as a process of its own, from its first read to its last commit, by its own log
 peer       redis-py and one Lua call per event (peer_lua.py), on a part of the same stream
 
-The server has a core, and the worker both: its threads go where there is room. Ceiling and worker take turns, so that both meet the same moods of the machine.
+The server has a core, and the worker both: its threads go where there is room. Ceiling and worker take turns, so that
+both meet the same moods of the machine.
 After every run the books are checked: events in = entries + duplicates, no dead letter, as many duplicates as were
 planted; and after the last run of each variant the whole ledger is read and verified.
 """
