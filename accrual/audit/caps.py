@@ -31,10 +31,8 @@ COUNTED: Final = """
             %(firsts)s::bigint[], %(lasts)s::bigint[], %(maxima)s::bigint[], %(kinds)s::jsonb[]
         ) AS r (first, last, max, kinds) ON {of} AND (r.kinds IS NULL OR r.kinds ? e.kind)
         WHERE e.day = %(day)s::date AND e.outcome IN ('granted', 'held') AND e.{key} IS NOT NULL
-    ), suspected AS (
-        SELECT key FROM counted GROUP BY key HAVING {measured} > min(max)
     ), running AS (
-        SELECT *, {running} AS total FROM ({seen}) c WHERE key IN (SELECT key FROM suspected)
+        SELECT *, {running} AS total FROM ({seen}) c
     )
     SELECT name, seq, member, key, max, total::bigint, points FROM running WHERE total > max AND {adds} ORDER BY {place}
 """
@@ -45,11 +43,11 @@ OF_LATE: Final = "e.late AND e.rulebook BETWEEN r.first AND r.last"
 ALL: Final = "SELECT * FROM counted"
 FIRST_SIGHTS: Final = "SELECT *, min(seq) OVER (PARTITION BY key, member) AS sight FROM counted"
 
-# How a measure adds up: over a key, entry by entry, in what it is added up from, and which entries add to it.
+# How a measure adds up entry by entry, in what it is added up from, and which entries add to it.
 MEASURES: Final = {
-    "points": ("sum(points)", "sum(points) OVER (PARTITION BY key ORDER BY {place})", ALL, "points > 0"),
-    "events": ("count(*)", "row_number() OVER (PARTITION BY key ORDER BY {place})", ALL, "true"),
-    "members": ("count(DISTINCT member)", "dense_rank() OVER (PARTITION BY key ORDER BY sight)", FIRST_SIGHTS, "true"),
+    "points": ("sum(points) OVER (PARTITION BY key ORDER BY {place})", ALL, "points > 0"),
+    "events": ("row_number() OVER (PARTITION BY key ORDER BY {place})", ALL, "true"),
+    "members": ("dense_rank() OVER (PARTITION BY key ORDER BY sight)", FIRST_SIGHTS, "true"),
 }
 
 SEQS: Final = """
@@ -143,13 +141,12 @@ def _as_limit(rule: EarningRule) -> Limit:
 
 
 def _check(connection: Connection, counted: Counted, about: dict[str, object], of: str) -> Iterator[Finding]:
-    measured, running, seen, adds = MEASURES[counted.measure]
+    running, seen, adds = MEASURES[counted.measure]
     place = "number, seq" if of == OF_LATE else "seq"
     bounded = [limit.action in ("clamp", "reject") for *_, limit in counted.places]
     query = sql.SQL(COUNTED).format(
         key=sql.Identifier(counted.key),
         of=sql.SQL(of),
-        measured=sql.SQL(measured),
         running=sql.SQL(running.format(place=place)),
         seen=sql.SQL(seen),
         adds=sql.SQL(adds),
