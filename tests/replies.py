@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from accrual.engine import StreamEntry
+from accrual.stream import Reader
 
-__all__ = ["bulk", "reply_of"]
+__all__ = ["bulk", "receive", "reply_of"]
 
 
 def bulk(data: bytes) -> bytes:
@@ -24,3 +25,13 @@ def reply_of(entries: Iterable[StreamEntry], key: bytes | None = b"accrual:{p}:e
 def _entry(entry: StreamEntry) -> bytes:
     fields = b"".join(bulk(part) for pair in entry.fields for part in pair)
     return b"*2\r\n" + bulk(b"%d-%d" % (entry.ms, entry.seq)) + b"*%d\r\n%b" % (2 * len(entry.fields), fields)
+
+
+def receive(reader: Reader, data: bytes) -> None:
+    """Let ``reader`` have ``data`` piece by piece, as a connection does."""
+    while data:
+        place = reader.get_buffer(len(data))
+        size = min(len(place), len(data))
+        place[:size] = data[:size]
+        reader.buffer_updated(size)
+        data = data[size:]

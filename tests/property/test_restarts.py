@@ -43,6 +43,7 @@ from accrual.worker.progress import Progress
 from accrual.worker.recovery import Recovery
 from accrual.worker.snapshots import Snapshots
 from cutting import whole_commands
+from replies import receive
 from strategies import ZONES, rulebook_texts, streams
 from workers import NOON_MS, RULEBOOK, compact, order
 
@@ -140,13 +141,8 @@ class Connection:
             self._replies.append(self._partition.between(after, through, count))
 
     async def reply(self) -> str:
-        data = self._replies.popleft() if self._reader.kind is None else b""
-        while data:
-            target = self._reader.get_buffer(len(data))
-            size = min(len(target), len(data))
-            target[:size] = data[:size]
-            self._reader.buffer_updated(size)
-            data = data[size:]
+        if self._reader.kind is None:
+            receive(self._reader, self._replies.popleft())
         assert self._reader.kind is not None
         return self._reader.kind
 

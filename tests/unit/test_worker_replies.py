@@ -17,7 +17,7 @@ from accrual.settings import Settings
 from accrual.stream import Checkpoint, Keys, ReadConnection, Reader
 from accrual.worker.intake import Intake
 from accrual.worker.pipeline import Pipeline
-from replies import reply_of
+from replies import receive, reply_of
 from workers import NOON_MS, RULEBOOK, compact, order
 
 MANY = 60_000
@@ -47,13 +47,7 @@ class Connection:
         await asyncio.sleep(0.001)
         if not self._replies:
             raise asyncio.CancelledError
-        data = memoryview(self._replies.pop(0))
-        while data:
-            place = self._reader.get_buffer(len(data))
-            size = min(len(place), len(data))
-            place[:size] = data[:size]
-            self._reader.buffer_updated(size)
-            data = data[size:]
+        receive(self._reader, self._replies.pop(0))
         assert self._reader.kind is not None
         return self._reader.kind
 
