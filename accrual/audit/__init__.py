@@ -17,6 +17,7 @@ Ledgers are decoded by the code that everybody reads them with, and decided agai
     refunds     every reversal computed again
     late        each business day: late entries decided again on top of what was booked before them
     lots        the dates on which lots expire
+    sliding     what entries come to in sliding windows
     caps        each business day: no more than a limit lets through
     run         all of it, in parallel over stretches, days and checks
     correct     findings made proposals that a person approves, or carries out

@@ -1,9 +1,9 @@
-"""No more than limits let through, counted again from a day's entries, for the limits that can be counted so.
+"""No more than limits let through, counted again from the entries of a day and, for sliding windows, those before.
 
-A limit of a business day that clamps or rejects bounds what was granted and held; one that holds or freezes may be
-passed. Entries are counted by partition and through rulebook versions as long as the limit keeps its counts, as the
-engines count them. The first entry that is too much, and each behind it, is a finding of its own, and owes what was too
-much of it. Late entries count among themselves here: what they are decided on is another check.
+A limit that clamps or rejects bounds what was granted and held; one that holds or freezes may be passed. Entries are
+counted by partition and through rulebook versions as long as the limit keeps its counts, as the engines count them.
+Each entry that was let through with more than that is a finding of its own, and owes what was too much of it. Late
+entries count among themselves here, and in no sliding window: what they are decided on is another check.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import msgspec
 from psycopg import sql
 
 from accrual.audit.findings import Finding
-from accrual.audit.recorded import Recorded
+from accrual.audit.recorded import LAST_SEQ, Recorded
+from accrual.audit.sliding import Span, first_seq, first_taken, sliding_query, span_of, unit_of
 from accrual.book.database import Connection
 from accrual.book.texts import shown, stored
 from accrual.rulebook import EarningRule, Limit, Window
@@ -26,10 +27,10 @@ __all__ = ["booked_days", "check_caps", "check_once"]
 # Entries that were let through, each with what had been counted with it: a maximum for each stretch of seqs.
 COUNTED: Final = """
     WITH counted AS (
-        SELECT p.name, e.seq, e.number, e.member, e.points, e.{key}::text AS key, r.max
+        SELECT p.name, e.seq, e.number, e.member, e.points, e.{key}::text AS key, r.max, r.clamps
         FROM book.entries e JOIN book.partitions p USING (partition_id) JOIN unnest(
-            %(firsts)s::bigint[], %(lasts)s::bigint[], %(maxima)s::bigint[], %(kinds)s::jsonb[]
-        ) AS r (first, last, max, kinds) ON {of} AND (r.kinds IS NULL OR r.kinds ? e.kind)
+            %(firsts)s::bigint[], %(lasts)s::bigint[], %(maxima)s::bigint[], %(clamps)s::boolean[], %(kinds)s::jsonb[]
+        ) AS r (first, last, max, clamps, kinds) ON {of} AND (r.kinds IS NULL OR r.kinds ? e.kind)
         WHERE e.day = %(day)s::date AND e.outcome IN ('granted', 'held') AND e.{key} IS NOT NULL
     ), running AS (
         SELECT *, {running} AS total FROM ({seen}) c
@@ -45,14 +46,10 @@ FIRST_SIGHTS: Final = "SELECT *, min(seq) OVER (PARTITION BY key, member) AS sig
 
 # How a measure adds up entry by entry, in what it is added up from, and which entries add to it.
 MEASURES: Final = {
-    "points": ("sum(points) OVER (PARTITION BY key ORDER BY {place})", ALL, "points > 0"),
+    "points": ("sum(points) OVER (PARTITION BY key ORDER BY {place})", ALL, "(points > 0 OR NOT clamps)"),
     "events": ("row_number() OVER (PARTITION BY key ORDER BY {place})", ALL, "true"),
     "members": ("dense_rank() OVER (PARTITION BY key ORDER BY sight)", FIRST_SIGHTS, "true"),
 }
-
-SEQS: Final = """
-    SELECT min(seq), max(seq) FROM book.entries WHERE day = %s::date AND partition_id = %s AND NOT late
-"""
 
 LATE_VERSIONS: Final = "SELECT DISTINCT rulebook FROM book.entries WHERE day = %s::date AND late ORDER BY 1"
 
@@ -68,12 +65,36 @@ ONCE: Final = """
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """What is counted of a day: ``places`` are stretches of seqs (of versions, for late entries) and their limits."""
+    """What is counted of a day: ``places`` are stretches of seqs (of versions, for late entries) and their limits.
+
+    ``window_ms`` is that of a sliding window, ``None`` for the day itself.
+    """
 
     detail: str
     key: str
     measure: str
     places: list[tuple[int, int, Limit]]
+    window_ms: int | None = None
+
+    @property
+    def bounds(self) -> list[int | None]:
+        """The maximum of each place; ``None`` where it may be passed."""
+        return [limit.max if limit.action in ("clamp", "reject") else None for *_, limit in self.places]
+
+    def parameters(self) -> dict[str, object]:
+        """Return the places as columns."""
+        limits = [limit for *_, limit in self.places]
+        return {
+            "firsts": [first for first, _, _ in self.places],
+            "lasts": [last for _, last, _ in self.places],
+            "maxima": self.bounds,
+            "clamps": [limit.action == "clamp" for limit in limits],
+            "kinds": [_kinds(limit) for limit in limits],
+        }
+
+    def since(self, first: int) -> Counted:
+        """Return what is counted from seq ``first`` on."""
+        return msgspec.structs.replace(self, places=[place for place in self.places if place[1] >= first])
 
     def told(self, key: str) -> str:
         """Return it in words; a member is told apart from them."""
@@ -93,36 +114,48 @@ def booked_days(connection: Connection, first: str | None, last: str | None) -> 
 def check_caps(connection: Connection, day: str, recorded: Sequence[Recorded]) -> Iterator[Finding]:
     """Yield each entry of ``day`` that a limit or ``max_per_day`` of ``recorded`` rulebooks had to keep out."""
     for partition_id, group in itertools.groupby(recorded, key=lambda record: record.partition_id):
-        records = list(group)
-        first, last = connection.execute(SEQS, (day, partition_id)).fetchone() or (None, None)
-        if first is None:
+        about: dict[str, object] = {"day": day, "partition_id": partition_id}
+        span = span_of(connection, about)
+        if span is None:
             continue
-        about = {"day": day, "partition_id": partition_id}
+        records = list(group)
+        until = [record for record in records if record.first_seq <= span.last]
         # Only what was in force with the day's entries counts; of what was in force before, what it counted then.
-        during = [record for record in records if record.first_seq <= last and record.last_seq >= first]
-        for counted in _counted(during):
+        during = [record for record in until if record.last_seq >= span.first]
+        for counted in itertools.chain(_limits(during, sliding=False), _daily(during)):
             yield from _check(connection, counted, about, OF_PARTITION)
+        # A window reaches back to entries of days before, by what was in force then.
+        about |= {"partition": records[0].partition, "last": span.last}
+        for counted in _limits(until, sliding=True):
+            yield from _check_sliding(connection, counted, about, span)
     versions = {record.rulebook.version: record for record in recorded}
     for (version,) in connection.execute(LATE_VERSIONS, (day,)).fetchall():
         if version in versions:
-            for counted in _counted([versions[version]._replace(first_seq=version, last_seq=version)]):
+            records = [versions[version]._replace(first_seq=version, last_seq=version)]
+            for counted in itertools.chain(_limits(records, sliding=False), _daily(records)):
                 yield from _check(connection, counted, {"day": day}, OF_LATE)
 
 
-def _counted(records: Sequence[Recorded]) -> Iterator[Counted]:
-    """Yield what is counted while ``records`` are in force: limits as long as they keep their counts, daily counts."""
+def _limits(records: Sequence[Recorded], *, sliding: bool) -> Iterator[Counted]:
+    """Yield the limits of days, or those with a sliding window, each as long as it keeps its counts."""
     going: dict[Any, Counted] = {}
     for *_, first, last, rulebook in records:
         kept: dict[Any, Counted] = {}
         for limit in rulebook.limits:
-            if limit.window.duration_ms is not None:
+            window_ms = limit.window.duration_ms
+            if (window_ms is not None) is not sliding:
                 continue
             detail = f"limit {limit.id}: {limit.measure} of {limit.key}"
-            kept[limit.identity] = going.pop(limit.identity, Counted(detail, limit.key, limit.measure, []))
+            new = Counted(detail, limit.key, limit.measure, [], window_ms)
+            kept[limit.identity] = going.pop(limit.identity, new)
             kept[limit.identity].places.append((first, last, limit))
         yield from going.values()
         going = kept
     yield from going.values()
+
+
+def _daily(records: Sequence[Recorded]) -> Iterator[Counted]:
+    """Yield what is counted by ``max_per_day`` while ``records`` are in force."""
     for kind in sorted({rule.kind for record in records for rule in record.rulebook.earning_rules}):
         rules = [(record, record.rulebook.earning_rule(kind)) for record in records]
         places = [
@@ -141,9 +174,10 @@ def _as_limit(rule: EarningRule) -> Limit:
 
 
 def _check(connection: Connection, counted: Counted, about: dict[str, object], of: str) -> Iterator[Finding]:
+    if counted.bounds.count(None) == len(counted.bounds):
+        return
     running, seen, adds = MEASURES[counted.measure]
     place = "number, seq" if of == OF_LATE else "seq"
-    bounded = [limit.action in ("clamp", "reject") for *_, limit in counted.places]
     query = sql.SQL(COUNTED).format(
         key=sql.Identifier(counted.key),
         of=sql.SQL(of),
@@ -152,17 +186,29 @@ def _check(connection: Connection, counted: Counted, about: dict[str, object], o
         adds=sql.SQL(adds),
         place=sql.SQL(place),
     )
-    parameters = about | {
-        "firsts": [first for first, _, _ in counted.places],
-        "lasts": [last for _, last, _ in counted.places],
-        "maxima": [
-            limit.max if is_bounded else None for (*_, limit), is_bounded in zip(counted.places, bounded, strict=True)
-        ],
-        "kinds": [_kinds(limit) for *_, limit in counted.places],
-    }
-    if not any(bounded):
+    yield from _too_much(connection, query, counted, about)
+
+
+def _check_sliding(connection: Connection, counted: Counted, about: dict[str, object], span: Span) -> Iterator[Finding]:
+    bounds = [bound for bound in counted.since(span.first).bounds if bound is not None]
+    if counted.window_ms is None or not bounds:
         return
-    for partition, seq, member, key, most, total, points in connection.execute(query, parameters):
+    first = first_seq(connection, about, span, counted.window_ms)
+    taken = first_taken(connection, about | {"first": first})
+    about = about | {
+        "first": first,
+        "least": min(bounds),
+        "taken": LAST_SEQ if taken is None else taken,
+        "unit_ms": unit_of(counted.measure, counted.window_ms),
+        "window_ms": counted.window_ms,
+    }
+    yield from _too_much(connection, sliding_query(counted.key, counted.measure), counted.since(first), about)
+
+
+def _too_much(
+    connection: Connection, query: sql.Composed, counted: Counted, about: dict[str, object]
+) -> Iterator[Finding]:
+    for partition, seq, member, key, most, total, points in connection.execute(query, about | counted.parameters()):
         owed = -min(points, total - most) if counted.measure == "points" else -points
         yield Finding(
             "caps",
