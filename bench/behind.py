@@ -7,10 +7,11 @@ and PostgreSQL run wherever there is room, as they do on a machine that they sha
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import msgspec
 import redis
@@ -83,7 +84,7 @@ class Watch:
             (booked,) = self._connection.execute(POSITION).fetchone() or (1,)
             self.marks.append(Mark(time.monotonic_ns(), booked, checkpoint_of(self._client, KEYS).next_seq))
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -128,6 +129,6 @@ def _entries(name: str, values: Sequence[int]) -> Figure:
 
 def _posted_per_s(marks: Sequence[Mark]) -> float:
     """Return how many entries were posted a second, from one commit that was seen to another: they are large."""
-    commits = [mark for before, mark in zip(marks, marks[1:], strict=False) if mark.booked > before.booked]
+    commits = [mark for before, mark in itertools.pairwise(marks) if mark.booked > before.booked]
     first, last = (commits[0], commits[-1]) if len(commits) > 1 else (marks[0], marks[-1])
     return (last.booked - first.booked) * SECOND_NS / max(1, last.at_ns - first.at_ns)

@@ -14,8 +14,8 @@ Points that arrive in ``available`` first fill the hole that no lot covered, the
 Points that leave it use up lots by earliest expiry, the lot of their own day first where the move says so; what no lot
 covers makes a hole.
 
-All of it is done as if the moves were made one by one, in the order in which they were planned, but in as many statements
-whatever their number.
+All of it is done as if the moves were made one by one, in the order in which they were planned, but in the same few
+statements whatever their number.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ SPREAD_ARRIVING: Final = """
     WHERE s.place = m.place
 """
 
-# As long as a member's moves find all that they want in the lots of their own days, none meets what another has left. That
-# is nearly always so, and is done here; from the first one on that does not, it is done one after the other by `spread`.
+# As long as a member's moves find all that they want in the lots of their own days, none meets what another has left.
+# That is nearly always so, and is done here; from the first one on that does not, `spread` does one after the other.
 TAKE_OWN_LOTS: Final = """
     UPDATE moves m SET lot_days = ARRAY[day], lot_points = ARRAY[points]
     FROM (
