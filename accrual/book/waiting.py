@@ -38,7 +38,7 @@ LATE: Final[LiteralString] = f"""
 """  # noqa: S608
 
 # A refund whose order nobody knows is left alone until there is something to be done about it. By `OFFSET 0` they are
-# looked at one after the other, until there are as many as wanted: otherwise the database reads all that it ever booked.
+# looked at one after the other, until there are as many as wanted: otherwise the database reads all it ever booked.
 REFUNDS: Final[LiteralString] = f"""
     SELECT {COLUMNS}, d.given_up FROM book.waiting w CROSS JOIN LATERAL (
         SELECT d.*, x.closed_at IS NOT NULL AS given_up FROM book.deferred d

@@ -25,7 +25,7 @@ def day(number: int) -> date:
 
 @given(moves, lots)
 def test_as_one_by_one(moves: list[tuple[str, int | None, int]], lots: dict[tuple[str, int], int]) -> None:
-    accounts = defaultdict(Account)
+    accounts: defaultdict[str, Account] = defaultdict(Account)
     for (member, number), points in lots.items():
         accounts[member].lots[number] = points
     expected = [
