@@ -42,7 +42,7 @@ from bench.report import Figure, table
 from bench.running import PARTITION, Worker, put, server_in, workspace
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Workload
 
-__all__ = ["BookMeasured", "BookSettings", "measure_book", "summary"]
+__all__ = ["BookMeasured", "BookSettings", "measure_book", "new_book", "summary"]
 
 # All else is as PostgreSQL has it: every commit is on the disk before it is answered.
 DATABASE: Final = {"shared_buffers": "1GB", "max_wal_size": "8GB"}
@@ -152,7 +152,7 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
         database = EmbeddedDatabase(DATABASE)
     with database:
         for number in range(1, settings.runs + 1):
-            with _new_book(database, number) as connection, pinned(WORKER_CORE):
+            with new_book(database, number) as connection, pinned(WORKER_CORE):
                 runs.append(_run(connection, client))
             rates = f"{runs[-1].entries_per_s:,.0f} entries/s, bare {runs[-1].bare_per_s:,.0f}"
             tell(f"book, {name}: run {number} of {settings.runs}: {rates}")
@@ -186,7 +186,7 @@ def _run(connection: Connection, client: redis.Redis) -> Run:
 
 
 @contextlib.contextmanager
-def _new_book(database: EmbeddedDatabase, number: int) -> Iterator[Connection]:
+def new_book(database: EmbeddedDatabase, number: int) -> Iterator[Connection]:
     """Give an empty book, and throw it away afterwards."""
     name = sql.Identifier(f"book_{number}")
     with open_book(database.url) as outside:

@@ -28,8 +28,10 @@ import numpy.typing as npt
 import redis
 from hdrh.histogram import HdrHistogram
 
-from accrual.embedded import EmbeddedServer
+from accrual.embedded import EmbeddedDatabase, EmbeddedServer
 from accrual.stream import Keys, checkpoint_of, stream_id_text
+from bench.behind import PACE_SAID, Behind, Mark, behind_of, catching_up
+from bench.book import DATABASE
 from bench.machine import WORKER_CORE, pinned, yardstick_ms
 from bench.memory import find_memory_for
 from bench.report import Figure, table
@@ -42,7 +44,7 @@ from fastpath.resp import ReplyReader
 __all__ = ["PERCENTILES", "VARIANTS", "Committed", "Latency", "LatencySettings", "follow", "measure_latency", "summary"]
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 100.0)
-VARIANTS: Final = ("quiet", "snapshot")
+VARIANTS: Final = ("quiet", "book", "snapshot")
 FLOOR_KEYS: Final = Keys("floor")
 
 SECOND_NS: Final = 1_000_000_000
@@ -59,13 +61,15 @@ WARM_UP_S: Final = 1
 PATIENCE_S: Final = 60.0
 # A worker's log has tenths of a second, so a snapshot may have begun that much earlier than it says.
 LOG_STEP_NS: Final = SECOND_NS // 10
+BESIDE_BOOK: Final = ("worker, the book behind", "floor, the book behind")
 
 
 @dataclass(frozen=True)
 class LatencySettings:
     """What is measured: ``rate_per_s`` events for ``seconds``, ``runs`` times; one long run of ``snapshot_seconds``.
 
-    ``members`` have been met before in the quiet variant, ``snapshot_members`` in the one with snapshots.
+    ``members`` have been met before in the quiet variant and in the one with a book, ``snapshot_members`` in the one
+    with snapshots.
     ``linger_ms`` is the worker's setting: how long it waits for company after a batch that was not full.
     """
 
@@ -101,6 +105,8 @@ class Latency(msgspec.Struct, frozen=True):
     rows: list[Percentiles]
     snapshots: list[dict[str, float]]
     """Bytes and seconds of each snapshot that was written under load."""
+    behind: list[Behind]
+    """How far behind the book was in the loads beside it."""
     linger_ms: int
     yardstick_ms: Figure
 
@@ -361,9 +367,14 @@ class Measured(NamedTuple):
     sent: Sent
     committed: Committed
 
+    @property
+    def span_ns(self) -> tuple[int, int]:
+        """From the end of the warm-up to the last commit."""
+        return self.sent.start_ns + WARM_UP_S * SECOND_NS, int(self.committed.at_ns[-1])
+
     def row(self, chosen: Booleans | None = None) -> tuple[Integers, Integers]:
         """Return latencies and how late events were sent, in µs, of the ``chosen`` ones behind the warm-up."""
-        counted = self.sent.due_ns >= self.sent.start_ns + WARM_UP_S * SECOND_NS
+        counted = self.sent.due_ns >= self.span_ns[0]
         if chosen is not None:
             counted &= chosen
         late_us = (self.sent.sent_ns - self.sent.due_ns) // 1000
@@ -374,16 +385,20 @@ def measure_latency(settings: LatencySettings, tell: Callable[[str], None] = pri
     """Measure the chosen variants, each beside its floor; ``tell`` hears what is going on."""
     rows: list[Percentiles] = []
     snapshots: list[dict[str, float]] = []
+    behind: list[Behind] = []
     yardsticks = [_yardstick()]
     for variant in settings.variants:
         with workspace(settings.directory) as directory, server_in(directory) as server:
             if variant == "quiet":
                 rows += _quiet(server, settings, tell)
+            elif variant == "book":
+                found, behind = _beside_book(server, settings, tell)
+                rows += found
             else:
                 found, snapshots = _under_snapshots(server, directory, settings, tell)
                 rows += found
         yardsticks.append(_yardstick())
-    return Latency(rows, snapshots, settings.linger_ms, Figure("yardstick", "ms", tuple(yardsticks)))
+    return Latency(rows, snapshots, behind, settings.linger_ms, Figure("yardstick", "ms", tuple(yardsticks)))
 
 
 def _yardstick() -> float:
@@ -416,6 +431,35 @@ def _quiet(server: EmbeddedServer, settings: LatencySettings, tell: Callable[[st
             load = load.after()
         worker.end()
     return [percentiles_of("worker", runs), percentiles_of("floor: a copier", floors)]
+
+
+def _beside_book(
+    server: EmbeddedServer, settings: LatencySettings, tell: Callable[[str], None]
+) -> tuple[list[Percentiles], list[Behind]]:
+    """In turns the worker alone, and worker and floor beside a book that has all of the ledger to catch up with."""
+    workload = _workload(settings.members, settings)
+    load = _load(workload, settings.seconds, settings)
+    _take_census(server, workload, tell)
+    find_memory_for(workload.members)
+    measured: dict[str, list[Measured]] = {name: [] for name in ("worker, no book", *BESIDE_BOOK)}
+    marks: dict[str, list[list[Mark]]] = {name: [] for name in BESIDE_BOOK}
+    with EmbeddedDatabase(DATABASE) as database, Worker(server.url, "--linger-ms", settings.linger_ms) as worker:
+        worker.said("owner partition")
+        for number in range(1, settings.runs + 1):
+            tell(f"latency, book: run {number} of {settings.runs}, {load.events:,} events each")
+            measured["worker, no book"].append(_through_worker(server, load))
+            load = load.after()
+            with catching_up(server, database, number) as (watch, ingester):
+                for name, through in zip(BESIDE_BOOK, (_through_worker, _through_floor), strict=True):
+                    one = through(server, load)
+                    measured[name].append(one)
+                    marks[name].append(watch.between(*one.span_ns))
+            load = load.after()
+            for said in ingester.all_said(PACE_SAID)[-1:]:
+                tell(f"latency, book: it said {said.match[0]!r}")
+        worker.end()
+    rows = [percentiles_of(name, [one.row() for one in runs]) for name, runs in measured.items()]
+    return rows, [behind_of(name, loads) for name, loads in marks.items()]
 
 
 def _under_snapshots(
@@ -527,7 +571,19 @@ def summary(result: Latency) -> str:
         ]
         for row in result.rows
     ]
-    return table(headings, rows)
+    tables = [table(headings, rows)]
+    if result.behind:
+        headings = ["the book, entries", "behind at the begin", "at the end", "at the least", "booked/s"]
+        tables.append(table(headings, [_behind(one) for one in result.behind]))
+    return "\n\n".join(tables)
+
+
+def _behind(one: Behind) -> list[str]:
+    """Return the row of a book, which says so where it was not behind all the while."""
+    caught_up = sum(entries <= 0 for entries in one.least.runs)
+    least = f"0: caught up in {caught_up} of {len(one.least.runs)}" if caught_up else f"{min(one.least.runs):,.0f}"
+    begin, end, booked = (f"{figure.median:,.0f}" for figure in (one.begin, one.end, one.booked))
+    return [one.name, begin, end, least, booked]
 
 
 def _with_noise(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""What runs beside a measurement: a server, a connection to it, and a worker whose log tells what happened when."""
+"""What runs beside a measurement: a server, a connection to it, and services whose logs tell what happened when."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ __all__ = [
     "PARTITION",
     "SNAPSHOT_WRITTEN",
     "Said",
+    "Service",
     "Worker",
     "census_of",
     "connected",
@@ -57,15 +58,16 @@ class Said(NamedTuple):
         return float(found[1])
 
 
-class Worker:
-    """``accrual worker`` as a process of its own, with what it says and when it says it.
+class Service:
+    """``accrual command`` of the benchmarks' partition as a process of its own, with what it says and when it says it.
 
     ``flags`` go to the command. It is killed at the end of the ``with`` block if it still runs. On the worker's core
-    alone unless ``anywhere``: a worker with a thread that writes a snapshot may use every core there is.
+    alone unless ``anywhere``: then it may use every core there is.
     """
 
-    def __init__(self, url: str, *flags: str | Path | int, anywhere: bool = False) -> None:
-        # The settings that this shell may hold for a worker are not what is measured.
+    def __init__(self, command: str, url: str, *flags: str | Path | int, anywhere: bool = False) -> None:
+        self._command = command
+        # The settings that this shell may hold for a service are not what is measured.
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("ACCRUAL_", "PYTHONSAFEPATH"))
         }
@@ -73,7 +75,7 @@ class Worker:
             self.started_ns = time.monotonic_ns()
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "accrual.cli", "worker", "--rulebook", RULEBOOK, "--redis", url),
+                    *(sys.executable, "-m", "accrual.cli", command, "--rulebook", RULEBOOK, "--redis", url),
                     *("--partition", PARTITION, *map(str, flags)),
                 ],
                 cwd=ROOT,
@@ -110,7 +112,7 @@ class Worker:
                     if match := re.search(pattern, text):
                         return Said(at_ns, text, match)
                 if self._ended or not self._heard.wait(deadline - time.monotonic()):
-                    raise RuntimeError(f"the worker did not say {pattern!r}:\n{self._log()}")
+                    raise RuntimeError(f"accrual {self._command} did not say {pattern!r}:\n{self._log()}")
 
     def end(self, *, ask: bool = True) -> None:
         """Wait for the end, ``ask``-ing for it with SIGTERM. Raises ``RuntimeError`` where it failed."""
@@ -120,13 +122,13 @@ class Worker:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._listener.join()
         if self._process.returncode:
-            raise RuntimeError(f"the worker failed:\n{self._log()}")
+            raise RuntimeError(f"accrual {self._command} failed:\n{self._log()}")
 
     @property
     def peak_bytes(self) -> int:
         """The most resident memory that it ever had; only after its end."""
         if self.usage is None:
-            raise RuntimeError("the worker still runs")
+            raise RuntimeError(f"accrual {self._command} still runs")
         return self.usage.ru_maxrss * 1024
 
     def _listen(self) -> None:
@@ -151,6 +153,13 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._listener.join()
+
+
+class Worker(Service):
+    """``accrual worker``. One with a thread that writes a snapshot may run ``anywhere``."""
+
+    def __init__(self, url: str, *flags: str | Path | int, anywhere: bool = False) -> None:
+        super().__init__("worker", url, *flags, anywhere=anywhere)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ COLUMNS: Final = "adjustment, member, points, reason, note, asked_by, approved_b
 IS_SMALL: Final = "SELECT abs(points) <= approval_points FROM book.adjustments WHERE adjustment = %s"
 
 MOVE: Final = """
-    SELECT 0, %(member)s, 'adjust', CASE WHEN %(points)s > 0 THEN 'issuance' ELSE 'available' END,
+    SELECT %(member)s, 'adjust', CASE WHEN %(points)s > 0 THEN 'issuance' ELSE 'available' END,
         CASE WHEN %(points)s > 0 THEN 'available' ELSE 'issuance' END, abs(%(points)s), %(day)s::date,
         (%(day)s::date + make_interval(months => %(months)s))::date, false
 """

@@ -29,8 +29,7 @@ CHOOSE: Final = """
 
 # No more than what was chosen, however many lots of these members are overdue: a chunk stays as small as it should be.
 EXPIRED: Final = """
-    SELECT row_number() OVER (PARTITION BY member ORDER BY expires_on, day), member, 'expire', 'available', 'expired',
-        points, day, NULL::date, true
+    SELECT member, 'expire', 'available', 'expired', points, day, NULL::date, true
     FROM book.lots
     WHERE points > 0 AND (expires_on, member) IN (SELECT * FROM unnest(%(expires_on)s::date[], %(members)s::text[]))
     ORDER BY member, expires_on, day

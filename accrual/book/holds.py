@@ -33,17 +33,14 @@ HELD: Final = "FROM book.holdings WHERE member = %(member)s AND account = 'held'
 HELD_DAYS: Final = f"SELECT DISTINCT day - date '1970-01-01' {HELD} ORDER BY 1"
 
 RELEASED: Final = f"""
-    SELECT 0, member, 'release', 'held',
+    SELECT member, 'release', 'held',
         CASE WHEN day = ANY(%(settled)s::date[]) THEN 'available' ELSE 'pending' END, points_left, day,
         (day + make_interval(months => %(months)s))::date, false, partition_id, seq, late, NULL::bigint
     {HELD} ORDER BY number, seq
 """
 
 CONFIRMED: Final = """
-    SELECT
-        CASE account WHEN 'available' THEN row_number() OVER (PARTITION BY account ORDER BY number, seq)
-            ELSE count(*) OVER () END,
-        member, CASE account WHEN 'held' THEN 'confirm' ELSE 'clawback' END, account, 'issuance', points_left, day,
+    SELECT member, CASE account WHEN 'held' THEN 'confirm' ELSE 'clawback' END, account, 'issuance', points_left, day,
         NULL::date, account = 'available', partition_id, seq, late, NULL::bigint
     FROM book.holdings
     WHERE member = %(member)s AND points_left > 0

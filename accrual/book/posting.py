@@ -13,6 +13,9 @@ has them posted::
 Points that arrive in ``available`` first fill the hole that no lot covered, then form or grow the lot of their day.
 Points that leave it use up lots by earliest expiry, the lot of their own day first where the move says so; what no lot
 covers makes a hole.
+
+All of it is done as if the moves were made one by one, in the order in which they were planned, but in the same few
+statements whatever their number.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg.types.json import Jsonb
 
+from accrual.book.spread import Leaving, Lot, spread
+
 __all__ = ["ENTRY_COLUMNS", "MOVE_COLUMNS", "act", "is_settled", "lock_members", "plan", "post"]
 
 Cursor = psycopg.Cursor[Any]
@@ -30,15 +35,12 @@ Cursor = psycopg.Cursor[Any]
 # Namespaces of advisory locks.
 DAY_LOCK: Final = 0x626F_6F6B  # "book"
 
-MOVE_COLUMNS: Final = "turn, member, kind, from_account, to_account, points, day, lot_expires_on, own_lot_first"
+MOVE_COLUMNS: Final = "member, kind, from_account, to_account, points, day, lot_expires_on, own_lot_first"
 ENTRY_COLUMNS: Final = "partition_id, seq, late, cause_seq"
 
-# Moves of one member out of `available` have different turns, since each of them changes the lots that the next one
-# meets. All others may share one.
 CREATE_MOVES: Final = """
     CREATE TEMP TABLE IF NOT EXISTS moves (
         place bigint GENERATED ALWAYS AS IDENTITY,
-        turn integer NOT NULL,
         member text COLLATE "C" NOT NULL,
         kind text NOT NULL,
         from_account text NOT NULL,
@@ -53,8 +55,7 @@ CREATE_MOVES: Final = """
         cause_seq bigint,
         lot_days date[],
         lot_points bigint[]
-    ) ON COMMIT DELETE ROWS;
-    CREATE UNIQUE INDEX IF NOT EXISTS moves_leaving ON moves (turn, member) WHERE from_account = 'available'
+    ) ON COMMIT DELETE ROWS
 """
 
 SPREAD_ARRIVING: Final = """
@@ -68,33 +69,50 @@ SPREAD_ARRIVING: Final = """
         FROM (
             SELECT place, member, day, points,
                 sum(points) OVER (PARTITION BY member ORDER BY place)::bigint - points AS before
-            FROM moves WHERE turn = %(turn)s AND to_account = 'available'
+            FROM moves WHERE to_account = 'available'
         ) m
         JOIN book.balances b USING (member) LEFT JOIN book.lots l ON (l.member, l.day) = (m.member, m.day)
     ) s
     WHERE s.place = m.place
 """
 
-SPREAD_LEAVING: Final = """
-    WITH lots AS (
-        SELECT m.place, m.points AS wanted, l.day, l.points,
-            sum(l.points) OVER (
-                PARTITION BY m.place ORDER BY (m.own_lot_first AND l.day = m.day) DESC, l.expires_on, l.day
-            ) - l.points AS before
-        FROM moves m JOIN book.lots l USING (member)
-        WHERE m.turn = %(turn)s AND m.from_account = 'available' AND l.points > 0
-    ), used AS (
-        SELECT place, array_agg(day ORDER BY before) AS days,
-            array_agg(least(points, wanted - before)::bigint ORDER BY before) AS parts,
-            sum(least(points, wanted - before)) AS covered
-        FROM lots WHERE before < wanted GROUP BY place
-    )
-    UPDATE moves m SET
-        lot_days = coalesce(u.days, '{}') || CASE WHEN u.covered = m.points THEN '{}' ELSE ARRAY[NULL::date] END,
-        lot_points = coalesce(u.parts, '{}')
-            || CASE WHEN u.covered = m.points THEN '{}' ELSE ARRAY[(m.points - coalesce(u.covered, 0))::bigint] END
-    FROM moves n LEFT JOIN used u USING (place)
-    WHERE n.place = m.place AND m.turn = %(turn)s AND m.from_account = 'available'
+# As long as a member's moves find all that they want in the lots of their own days, none meets what another has left.
+# That is nearly always so, and is done here; from the first one on that does not, `spread` does one after the other.
+TAKE_OWN_LOTS: Final = """
+    UPDATE moves m SET lot_days = ARRAY[day], lot_points = ARRAY[points]
+    FROM (
+        SELECT place, bool_and(is_there) OVER (PARTITION BY member ORDER BY place) AS are_there
+        FROM (
+            SELECT place, m.member, own_lot_first AND coalesce(l.points, 0)
+                >= sum(m.points) OVER (PARTITION BY m.member, m.day, own_lot_first ORDER BY place) AS is_there
+            FROM moves m LEFT JOIN book.lots l USING (member, day) WHERE from_account = 'available'
+        ) m
+    ) o
+    WHERE o.place = m.place AND are_there
+"""
+
+OTHERS_LEAVING: Final = """
+    SELECT place, member, CASE WHEN own_lot_first THEN day END, points FROM moves
+    WHERE from_account = 'available' AND lot_days IS NULL ORDER BY place
+"""
+
+LOTS_LEFT: Final = """
+    SELECT member, day, l.points - coalesce(taken, 0) FROM book.lots l
+    LEFT JOIN (
+        SELECT member, day, sum(points)::bigint AS taken FROM moves
+        WHERE from_account = 'available' AND lot_days IS NOT NULL GROUP BY member, day
+    ) m USING (member, day)
+    WHERE member = ANY(%s) AND l.points > coalesce(taken, 0) ORDER BY expires_on, day
+"""
+
+NOTE_PARTS: Final = """
+    UPDATE moves m SET lot_days = p.days, lot_points = p.parts
+    FROM (
+        SELECT place, array_agg(day ORDER BY number) AS days, array_agg(points ORDER BY number) AS parts
+        FROM unnest(%s::bigint[], %s::date[], %s::bigint[]) WITH ORDINALITY AS part (place, day, points, number)
+        GROUP BY place
+    ) p
+    WHERE p.place = m.place
 """
 
 INSERT_POSTINGS: Final = """
@@ -102,13 +120,13 @@ INSERT_POSTINGS: Final = """
         lot_points, lot_expires_on, partition_id, seq, late, cause_seq)
     SELECT nextval('book.numbers'), %(action)s, kind, member, from_account, to_account, points, day, lot_days,
         lot_points, CASE WHEN to_account = 'available' THEN lot_expires_on END, partition_id, seq, late, cause_seq
-    FROM (SELECT * FROM moves WHERE turn = %(turn)s ORDER BY place) m
+    FROM (SELECT * FROM moves ORDER BY place) m
 """
 
 GROW_LOTS: Final = """
     INSERT INTO book.lots AS l (member, day, expires_on, points)
     SELECT member, day, min(lot_expires_on), sum(lot_points[cardinality(lot_points)]) FROM moves
-    WHERE turn = %(turn)s AND to_account = 'available' AND lot_days[cardinality(lot_days)] IS NOT NULL
+    WHERE to_account = 'available' AND lot_days[cardinality(lot_days)] IS NOT NULL
     GROUP BY member, day
     ON CONFLICT (member, day) DO UPDATE SET points = l.points + excluded.points
 """
@@ -116,8 +134,9 @@ GROW_LOTS: Final = """
 SHRINK_LOTS: Final = """
     UPDATE book.lots l SET points = l.points - u.points
     FROM (
-        SELECT m.member, part.day, part.points FROM moves m, unnest(m.lot_days, m.lot_points) AS part (day, points)
-        WHERE m.turn = %(turn)s AND m.from_account = 'available' AND part.day IS NOT NULL
+        SELECT m.member, part.day, sum(part.points) AS points
+        FROM moves m, unnest(m.lot_days, m.lot_points) AS part (day, points)
+        WHERE m.from_account = 'available' AND part.day IS NOT NULL GROUP BY m.member, part.day
     ) u
     WHERE (l.member, l.day) = (u.member, u.day)
 """
@@ -130,12 +149,12 @@ CHANGE_BALANCES: Final = """
             sum(CASE 'pending' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END) AS pending,
             sum(CASE 'available' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END) AS available,
             sum(CASE 'held' WHEN to_account THEN points WHEN from_account THEN -points ELSE 0 END) AS held
-        FROM moves WHERE turn = %(turn)s GROUP BY member
+        FROM moves GROUP BY member
     ) m
     WHERE m.member = b.member
 """
 
-STEPS: Final = (SPREAD_ARRIVING, SPREAD_LEAVING, INSERT_POSTINGS, GROW_LOTS, SHRINK_LOTS, CHANGE_BALANCES)
+STEPS: Final = (INSERT_POSTINGS, GROW_LOTS, SHRINK_LOTS, CHANGE_BALANCES)
 
 
 def act(
@@ -172,6 +191,8 @@ def lock_members(cursor: Cursor, members: Sequence[str]) -> None:
 def plan(cursor: Cursor, query: LiteralString, parameters: Mapping[str, object], *, of_entries: bool = False) -> int:
     """Plan the moves that ``query`` selects (``MOVE_COLUMNS``) of locked members, and return how many there are.
 
+    Those of a member are made in the order in which they are selected; none has both, some into ``available`` and some
+    out of it.
     With ``of_entries`` it also selects which entry each of them is of, and why (``ENTRY_COLUMNS``).
     """
     columns = f"{MOVE_COLUMNS}, {ENTRY_COLUMNS}" if of_entries else MOVE_COLUMNS
@@ -182,13 +203,25 @@ def plan(cursor: Cursor, query: LiteralString, parameters: Mapping[str, object],
 
 
 def post(cursor: Cursor, action: int) -> int:
-    """Post the moves that were planned, in the order of their turns, and return the sum of their points."""
-    cursor.execute("SELECT turn, sum(points)::bigint FROM moves GROUP BY turn ORDER BY turn")
-    turns = cursor.fetchall()
-    for turn, _ in turns:
-        for step in STEPS:
-            cursor.execute(step, {"turn": turn, "action": action})
-    return sum(points for _, points in turns)
+    """Post the moves that were planned, in their order, and return the sum of their points."""
+    cursor.execute(SPREAD_ARRIVING)
+    _spread_leaving(cursor)
+    for step in STEPS:
+        cursor.execute(step, {"action": action})
+    cursor.execute("SELECT coalesce(sum(points), 0)::bigint FROM moves")
+    return int((cursor.fetchone() or (0,))[0])
+
+
+def _spread_leaving(cursor: Cursor) -> None:
+    """Note which lots the moves out of ``available`` use up."""
+    cursor.execute(TAKE_OWN_LOTS)
+    cursor.execute(OTHERS_LEAVING)
+    others = [Leaving(*row) for row in cursor.fetchall()]
+    if others:
+        cursor.execute(LOTS_LEFT, (list({move.member for move in others}),))
+        parts = list(spread(others, [Lot(*row) for row in cursor.fetchall()]))
+        columns = [list(column) for column in zip(*parts, strict=True)]
+        cursor.execute(NOTE_PARTS, columns)
 
 
 def is_settled(cursor: Cursor, day: int) -> bool:

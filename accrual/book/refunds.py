@@ -47,13 +47,12 @@ STANDING: Final = """
 """
 
 REVERSALS: Final = """
-    SELECT
-        CASE account WHEN 'available' THEN row_number() OVER (PARTITION BY member, account ORDER BY place) ELSE 0 END,
-        member, 'refund', account, 'issuance', points, day, NULL::date, account = 'available', partition_id, seq, late,
-        cause_seq
+    SELECT member, 'refund', account, 'issuance', points, day, NULL::date, account = 'available', partition_id, seq,
+        late, cause_seq
     FROM unnest(%(members)s::text[], %(accounts)s::text[], %(points)s::bigint[], %(days)s::date[],
         %(partitions)s::smallint[], %(seqs)s::bigint[], %(lates)s::boolean[], %(causes)s::bigint[])
         WITH ORDINALITY AS r (member, account, points, day, partition_id, seq, late, cause_seq, place)
+    ORDER BY place
 """
 
 

@@ -31,7 +31,7 @@ FIND_STRAGGLERS: Final = """
 """
 
 PENDING: Final = """
-    SELECT 0, member, 'settle', 'pending', 'available', sum(points), %(day)s::date,
+    SELECT member, 'settle', 'pending', 'available', sum(points), %(day)s::date,
         (%(day)s::date + make_interval(months => %(months)s))::date, false
     FROM (
         SELECT member, points FROM book.entries

@@ -37,21 +37,26 @@ LATE: Final[LiteralString] = f"""
     WHERE w.cause = 'late' {IN_ORDER}
 """  # noqa: S608
 
-# A refund whose order nobody knows is left alone until there is something to be done about it.
+# A refund whose order nobody knows is left alone until there is something to be done about it. By `OFFSET 0` they are
+# looked at one after the other, until there are as many as wanted: otherwise the database reads all it ever booked.
 REFUNDS: Final[LiteralString] = f"""
-    SELECT {COLUMNS}, x.closed_at IS NOT NULL FROM book.waiting w JOIN book.deferred d USING (partition_id, seq)
-    LEFT JOIN book.exceptions x
-        ON x.kind = 'order_unknown' AND (x.partition_id, x.seq, x.event) = (w.partition_id, w.seq, d.event)
-    WHERE w.cause = 'refund' AND (
-        EXISTS (SELECT FROM book.identities i WHERE i.event = d.event)
-        OR EXISTS (
-            SELECT FROM book.identities i
-            JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (i.day, i.partition_id, i.seq, i.late)
-            WHERE i.paid_order = d.order_id
+    SELECT {COLUMNS}, d.given_up FROM book.waiting w CROSS JOIN LATERAL (
+        SELECT d.*, x.closed_at IS NOT NULL AS given_up FROM book.deferred d
+        LEFT JOIN book.exceptions x
+            ON x.kind = 'order_unknown' AND (x.partition_id, x.seq, x.event) = (d.partition_id, d.seq, d.event)
+        WHERE (d.partition_id, d.seq) = (w.partition_id, w.seq) AND (
+            EXISTS (SELECT FROM book.identities i WHERE i.event = d.event)
+            OR EXISTS (
+                SELECT FROM book.identities i
+                JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (i.day, i.partition_id, i.seq, i.late)
+                WHERE i.paid_order = d.order_id
+            )
+            OR x.closed_at IS NOT NULL
+            OR (x.exception IS NULL AND d.booked_at <= now() - make_interval(secs => %(wait_s)s))
         )
-        OR x.closed_at IS NOT NULL
-        OR (x.exception IS NULL AND d.booked_at <= now() - make_interval(secs => %(wait_s)s))
-    ) {IN_ORDER}
+        OFFSET 0
+    ) d
+    WHERE w.cause = 'refund' {IN_ORDER}
 """  # noqa: S608
 
 

@@ -17,6 +17,7 @@ from bench.growth import PARTS, GrowthSettings, measure_growth
 from bench.jobs import JobsSettings, measure_jobs
 from bench.jobs import summary as summary_of_jobs
 from bench.latency import LatencySettings, measure_latency
+from bench.latency import summary as summary_of_latency
 from bench.restart import RestartSettings, measure_restart
 from bench.workload import CHUNK_EVENTS
 
@@ -32,6 +33,19 @@ def test_latency_of_worker_and_floor(tmp_path: Path) -> None:
         assert values[0] > 0
         assert values == sorted(values)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_latency_beside_a_book_that_is_behind(tmp_path: Path) -> None:
+    settings = LatencySettings(
+        rate_per_s=CHUNK_EVENTS, seconds=1, runs=1, members=1_000, directory=tmp_path, variants=("book",)
+    )
+    result = measure_latency(settings, lambda _: None)
+    assert [row.events for row in result.rows] == [CHUNK_EVENTS] * 3
+    assert [one.name for one in result.behind] == [row.name for row in result.rows[1:]]
+    for one in result.behind:
+        assert min(one.begin.runs) >= min(one.least.runs) >= 0
+    assert "behind at the begin" in summary_of_latency(result)
 
 
 @pytest.mark.slow

@@ -117,6 +117,19 @@ def race(url: str, count: int, work: Callable[[Connection, int], Verdict]) -> li
     return results
 
 
+def counting(connection: Connection) -> list[str]:
+    """Have the statements of ``connection`` written into the list that is returned."""
+    counted: list[str] = []
+
+    class Counting(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *arguments: Any, **named: Any) -> Any:
+            counted.append(str(query))
+            return super().execute(query, *arguments, **named)
+
+    connection.cursor_factory = Counting
+    return counted
+
+
 @pytest.fixture
 def partition(valkey: Server) -> Partition:
     return Partition(valkey.client())
@@ -390,13 +403,6 @@ def test_a_span_that_ends_before_it_begins(book: str) -> None:
 
 
 def test_many_held_entries_take_no_more_statements_than_a_few(valkey: Server, book: str) -> None:
-    counted: list[str] = []
-
-    class Counting(psycopg.Cursor[Any]):
-        def execute(self, query: Any, *arguments: Any, **named: Any) -> Any:
-            counted.append(str(query))
-            return super().execute(query, *arguments, **named)
-
     made = Partition(valkey.client())
     members = {"few": 2, "many": 40}
     made.send(*(freeze(member=member) for member in members))
@@ -406,7 +412,7 @@ def test_many_held_entries_take_no_more_statements_than_a_few(valkey: Server, bo
         ingest(connection, made)
         settle(connection, made.rulebook, DAY)
         adjust(connection, "many", -25, reason="spent", note="", by="shop")
-        connection.cursor_factory = Counting
+        counted = counting(connection)
         taken = {}
         for member, count in members.items():
             counted.clear()
@@ -423,6 +429,30 @@ def test_many_held_entries_take_no_more_statements_than_a_few(valkey: Server, bo
             "ORDER BY number"
         )
         assert connection.execute(parts).fetchall()[:4] == [([10], True), ([10], True), ([5, 5], True), ([10], False)]
+        assert is_balanced(connection)
+
+
+def test_many_entries_are_clawed_back_with_no_more_statements_than_a_few(valkey: Server, book: str) -> None:
+    made = Partition(valkey.client())
+    members = {"few": 2, "many": 40}
+    numbers = iter(range(1, 100))
+    for day in range(2):
+        made.send(*(order(next(numbers), day, name) for name, count in members.items() for _ in range(count // 2)))
+    with connect(book) as connection:
+        ingest(connection, made)
+        for day in range(2):
+            settle(connection, made.rulebook, DAY + day)
+        # Nothing is left of the first lot: its entries use up the other, which then is too little for its own.
+        for member, count in members.items():
+            adjust(connection, member, -5 * count, reason="spent", note="", by="shop")
+        counted = counting(connection)
+        taken = {}
+        for member, count in members.items():
+            counted.clear()
+            assert take_back(connection, member, claw_back=(DAY, DAY + 1)).postings == count
+            taken[member] = len(counted)
+        assert taken["few"] == taken["many"]
+        assert balance(connection, "many") == (0, -200, 0)
         assert is_balanced(connection)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import redis
@@ -77,6 +78,24 @@ def test_pages_of_any_size_give_the_same(valkey: Server, chunk_bytes: int) -> No
     assert [batch.batch for batch in reader.batches(from_batch=298)] == [298, 299, 300]
     assert list(reader.batches(from_batch=301)) == []
     assert [reader.rulebook_at(batch).version for batch in (1, 2, 150, 151, 152, 300, 999)] == [1, 1, 1, 2, 2, 2, 2]
+
+
+def test_the_server_never_stands_still_for_a_large_answer(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = valkey.client()
+    for number in range(1, 101):
+        client.xadd(KEYS.ledger, {"batch": bytes(20_000)}, f"{number}-0")
+    answered: list[int] = []
+    xrange = client.xrange
+
+    def measured(*arguments: Any) -> Any:
+        page: Any = xrange(*arguments)
+        answered.append(sum(len(fields[b"batch"]) for _, fields in page))
+        return page
+
+    monkeypatch.setattr(client, "xrange", measured)
+    assert [number for number, _ in LedgerReader(client, "test").values(1, 100)] == list(range(1, 101))
+    assert max(answered) <= 256 << 10
+    assert len(answered) < 15
 
 
 def test_a_chain_is_continued_where_it_stands(valkey: Server) -> None:

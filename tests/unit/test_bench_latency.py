@@ -12,6 +12,7 @@ from hdrh.histogram import HdrHistogram
 # Benchmarks are no part of what gets installed. At the end, so that no build of another mode is shadowed.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from bench.behind import Behind, Mark, behind_of
 from bench.growth import Drained, sampled
 from bench.latency import (
     PERCENTILES,
@@ -141,9 +142,35 @@ def test_a_row_has_a_figure_for_each_percentile_and_run() -> None:
 
 def test_the_table_says_what_the_worker_was_told() -> None:
     row = percentiles_of("worker", [(numbers(7_000), numbers(250))])
-    said = summary(Latency([row], [], 5, Figure("yardstick", "ms", (1.0,)))).splitlines()
+    said = summary(Latency([row], [], [], 5, Figure("yardstick", "ms", (1.0,)))).splitlines()
     assert said[0].startswith("| ms, linger 5 ms")
     assert said[2].split("|")[2].strip() == "7.00"
+
+
+def test_a_book_posts_from_one_commit_to_another() -> None:
+    # 0.1 s apart: a commit is seen at 0.1, 0.3 and 0.5 s, while ten entries arrive at each look.
+    booked = (0, 100, 100, 300, 300, 500, 500)
+    marks = [Mark(number * 100 * MS, seq, 1_000 + 10 * number) for number, seq in enumerate(booked)]
+    behind = behind_of("worker", [marks, marks[:1]])
+    assert list(behind.begin.runs) == [1_000, 1_000]
+    assert list(behind.end.runs) == [560, 1_000]
+    assert list(behind.least.runs) == [550, 1_000]
+    assert list(behind.booked.runs) == pytest.approx([1_000, 0])
+
+
+def test_a_load_during_which_nobody_looked_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="nobody has looked"):
+        behind_of("worker", [[]])
+
+
+def test_the_table_says_where_the_book_had_caught_up() -> None:
+    def beside(*least: int) -> Behind:
+        return behind_of("worker", [[Mark(0, 100, 100 + entries)] for entries in least])
+
+    row = percentiles_of("worker", [(numbers(7_000), numbers(250))])
+    yardstick = Figure("yardstick", "ms", (1.0,))
+    assert summary(Latency([row], [], [beside(7, 5)], 5, yardstick)).splitlines()[-1].split("|")[4].strip() == "5"
+    assert "0: caught up in 1 of 2" in summary(Latency([row], [], [beside(7, 0)], 5, yardstick))
 
 
 def test_the_next_load_goes_on_where_this_one_ends() -> None:
