@@ -16,6 +16,7 @@ import psycopg
 from psycopg import errors
 
 from accrual.book.database import Connection, retried
+from accrual.book.people import check_person
 from accrual.book.posting import act, lock_members
 from accrual.book.texts import shown, stored
 from accrual.errors import BookError
@@ -160,6 +161,7 @@ def rebuild(
     changed. Raises ``BookError`` where the facts come to what cannot be: a posting is wrong then, and the audit says
     which.
     """
+    check_person(by)
     name = None if member is None else stored(member)
 
     def work() -> None:
