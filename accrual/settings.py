@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     partition: Annotated[
         str,
         Meta(
-            description="name of the partition, the P in accrual:{P}:events; the book and its audit take several, a,b,c",
+            description="name of the partition, the P in accrual:{P}:events; for the book and its audit several, a,b,c",
             extra={"metavar": "P"},
         ),
     ] = ""

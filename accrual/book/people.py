@@ -1,4 +1,4 @@
-"""What people say of themselves and of what they do, as every command of the book asks for it: who, why, in what words."""
+"""What people say of themselves and of what they do, which every command of the book asks for: who, why, in words."""
 
 from __future__ import annotations
 
