@@ -74,7 +74,7 @@ COMPARE_LOTS: Final = """
 """
 
 CREATE_FREEZING: Final = """
-    CREATE TEMP TABLE IF NOT EXISTS freezing_limits (partition_id smallint, version integer, limit_id text COLLATE "C")
+    CREATE TEMP TABLE IF NOT EXISTS freezing_limits (partition_id smallint, version bigint, limit_id text COLLATE "C")
 """
 
 # A verdict decides; a freeze counts where no verdict came after it, and never over a block. Whether the member was
