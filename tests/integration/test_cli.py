@@ -90,6 +90,7 @@ def test_help_lists_the_commands_and_there_is_a_version(capfd: pytest.CaptureFix
         ["audit", "--propose", "findings.jsonl", "--database", "dbname=book", "--by", " "],
         ["demo", "--scale", "0"],
         ["rulebook"],
+        ["rulebook", "activate", "rulebook.toml", "--timeout", "nan"],
         ["replay"],
     ],
     ids=" ".join,
