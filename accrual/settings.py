@@ -34,7 +34,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     partition: Annotated[
-        str, Meta(description="name of the partition, the P in accrual:{P}:events", extra={"metavar": "P"})
+        str,
+        Meta(
+            description="name of the partition, the P in accrual:{P}:events; for the book and its audit several, a,b,c",
+            extra={"metavar": "P"},
+        ),
     ] = ""
     rulebook: Annotated[str, Meta(description="file with the rulebook", extra={"metavar": "FILE"})] = ""
     engine: Annotated[

@@ -16,7 +16,7 @@ __all__ = ["check_members"]
 # what was held; where the event was rejected only the immunity that the book knows can say it.
 QUERY: Final = """
     WITH freezing AS (
-        SELECT * FROM unnest(%(partitions)s::smallint[], %(versions)s::integer[], %(limits)s::text[])
+        SELECT * FROM unnest(%(partitions)s::smallint[], %(versions)s::bigint[], %(limits)s::text[])
             AS f (partition_id, rulebook, limit_id)
     ), changes AS (
         SELECT member, number, seq, CASE kind WHEN 'member_released' THEN 'active' WHEN 'member_blocked' THEN 'blocked'

@@ -8,6 +8,7 @@
     ingest        rows into the database, in one transaction with the position; members: states and tiers
     follow        ledgers followed as far as they are there and safe; service: connected, and again
     posting       the one way in which points move between accounts, and what it does to lots
+    people        who does it, and why: what every command asks of a person
     settle, expire, adjust, holds    jobs on the points of members; chunks: large ones in small transactions
     reminders     what members are told before points expire
     slow          the events that the ledger deferred: late, refunds, from waiting

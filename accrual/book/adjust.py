@@ -7,7 +7,6 @@ post what needs a second person and has none (migration 0003).
 
 from __future__ import annotations
 
-import re
 import secrets
 from datetime import date
 from typing import Any, Final
@@ -16,6 +15,7 @@ import msgspec
 import psycopg
 
 from accrual.book.database import Connection, retried
+from accrual.book.people import NOTE_BYTES, check_person, check_reason, check_text, person
 from accrual.book.posting import act, is_settled, lock_members, plan, post
 from accrual.book.programme import expiry_months, newest_rulebook, today
 from accrual.book.rebuild import rebuild_member
@@ -29,18 +29,12 @@ __all__ = [
     "ApprovalLimit",
     "adjust",
     "approve",
-    "check_person",
-    "check_reason",
-    "check_text",
     "limit_approval",
-    "person",
     "reject",
     "undo",
     "waiting_adjustments",
 ]
 
-REASON: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-NOTE_BYTES: Final = 4096
 # What the audit proposes has keys of its own, so that an approved one can be told from any other adjustment.
 RESERVED_PREFIX: Final = "audit-"
 COLUMNS: Final = "adjustment, member, points, reason, note, asked_by, approved_by, action, rejected_by, corrects"
@@ -100,37 +94,6 @@ class ApprovalLimit(msgspec.Struct, frozen=True):
 
     points: int
     changed: bool
-
-
-def person(name: str) -> str:
-    """Return who ``name`` means: neither case nor spaces make another person of anybody."""
-    return " ".join(name.split()).casefold()
-
-
-def check_person(by: str) -> str:
-    """Return ``by``. Raises ``UsageError`` where it names nobody."""
-    check_text("--by", by)
-    if not person(by):
-        raise UsageError(f"--by: {by!r} is nobody's name")
-    return by
-
-
-def check_reason(reason: str) -> str:
-    """Return ``reason``. Raises ``UsageError`` where it is no reason code."""
-    if not REASON.fullmatch(reason):
-        raise UsageError(f"--reason: {reason!r} is not a code of 1 to 64 of the characters A-Z a-z 0-9 _ . -")
-    return reason
-
-
-def check_text(flag: str, text: str, *, shortest: int = 1, longest: int = 64) -> str:
-    """Return ``text``. Raises ``UsageError`` naming ``flag`` where it is not so many bytes of UTF-8."""
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise UsageError(f"{flag}: {text!r} is not UTF-8") from None
-    if not shortest <= size <= longest:
-        raise UsageError(f"{flag}: {text[:longest]!r} is not {shortest} to {longest} bytes of UTF-8")
-    return text
 
 
 def adjust(
@@ -245,7 +208,9 @@ def waiting_adjustments(connection: Connection) -> list[Adjustment]:
     return [_adjustment(row) for row in rows.fetchall()]
 
 
-def limit_approval(connection: Connection, points: int, *, reason: str, note: str = "", by: str) -> ApprovalLimit:
+def limit_approval(
+    connection: Connection, points: int, *, reason: str, note: str = "", by: str, dry_run: bool = False
+) -> ApprovalLimit:
     """Let adjustments of more than ``points`` need a second person from now on: for the owner of the book alone.
 
     Raises ``BookError`` for anybody else.
@@ -255,7 +220,7 @@ def limit_approval(connection: Connection, points: int, *, reason: str, note: st
     check_text("--note", note, shortest=0, longest=NOTE_BYTES)
     if not 0 <= points <= MAXIMUM_POINTS:
         raise UsageError(f"--limit: {points} is no number of points")
-    with connection.transaction(), connection.cursor() as cursor:
+    with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         if cursor.execute("SELECT book.approval_points()").fetchone() == (points,):
             return ApprovalLimit(points, changed=False)
         action = act(cursor, "limit", by=stored(by), reason=reason, note=stored(note), details={"points": points})

@@ -54,13 +54,18 @@ def connect(url: str) -> Connection:
 
 @contextmanager
 def open_book(url: str) -> Iterator[Connection]:
-    """Open the book at ``url``, made or brought up to date first; an error of the database is a ``BookError``."""
+    """Open the book at ``url``, made or brought up to date first; an error of the database is a ``BookError``.
+
+    A text that the database cannot be asked for, as it is no UTF-8, is a ``UsageError``.
+    """
     with connect(url) as connection:
         try:
             migrate(connection)
             yield connection
         except psycopg.Error as error:
             raise BookError(f"the database: {_words(error)}") from error
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{error.object!r} is not UTF-8") from None
 
 
 def migrate(connection: Connection) -> list[str]:

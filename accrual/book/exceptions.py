@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from accrual.book.adjust import check_person, check_reason
 from accrual.book.database import Connection
+from accrual.book.people import check_person, check_reason
 from accrual.book.posting import act
 from accrual.book.texts import shown, stored
 from accrual.errors import BookError

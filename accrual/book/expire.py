@@ -13,7 +13,9 @@ import psycopg
 
 from accrual.book.chunks import CHUNK_MEMBERS, Done, Key, in_chunks
 from accrual.book.database import Connection
+from accrual.book.people import check_person
 from accrual.book.posting import act, lock_members, plan, post
+from accrual.book.texts import stored
 from accrual.rulebook import day_text
 
 __all__ = ["expire"]
@@ -48,11 +50,12 @@ def expire(
 
     A member whose lots have several expiry dates is counted once for each.
     """
+    check_person(by)
     text = day_text(day)
     if connection.execute(ANY_DUE, (text,)).fetchone() == (False,):
         return Done()
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
-        action = act(cursor, "expire", by=by, details={"day": text})
+        action = act(cursor, "expire", by=stored(by), details={"day": text})
 
     def choose(cursor: psycopg.Cursor[Any], after: Key) -> list[Key]:
         parameters = {"day": text, "after_day": after[0], "after": after[1], "limit": CHUNK_MEMBERS}

@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 import psycopg
 
-from accrual.book.adjust import NOTE_BYTES, check_person, check_reason, check_text
 from accrual.book.database import Connection, retried
 from accrual.book.outbox import write_event
+from accrual.book.people import NOTE_BYTES, check_person, check_reason, check_text
 from accrual.book.posting import act, is_settled, lock_members, plan, post
 from accrual.book.programme import expiry_months
 from accrual.book.texts import stored

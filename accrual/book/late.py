@@ -105,7 +105,7 @@ def judge_late_events(cursor: psycopg.Cursor[Any], rulebook: Rulebook, by: str) 
             fresh.setdefault(event.event, event)
     duplicates = [event for event in events if fresh.get(event.event) is not event]
     accepted, refused = _decide(cursor, rulebook, list(fresh.values()))
-    action = act(cursor, "late", by=by, details={"rulebook": rulebook.version})
+    action = act(cursor, "late", by=stored(by), details={"rulebook": rulebook.version})
     claim(cursor, refused)
     claim(cursor, [item.event for item in accepted], late=True)
     resolve(cursor, duplicates, "duplicate", action)

@@ -14,7 +14,6 @@ __all__ = ["EXPIRY_MONTHS", "day_start_ms", "expiry_months", "newest_rulebook", 
 
 # Where no rulebook is recorded yet: the default of SPEC section 2.
 EXPIRY_MONTHS: Final = 12
-DAY_MS: Final = 86_400_000
 
 
 def newest_rulebook(cursor: psycopg.Cursor[Any]) -> Rulebook | None:
@@ -38,9 +37,7 @@ def today(cursor: psycopg.Cursor[Any]) -> int:
 def day_start_ms(connection: Connection, day: int) -> int:
     """Return when a business day begins, in ms."""
     with connection.cursor() as cursor:
-        calendar = _calendar(cursor)
-    utc_ms = day * DAY_MS
-    return utc_ms - calendar.offset_ms(utc_ms - calendar.offset_ms(utc_ms))
+        return _calendar(cursor).start_ms(day)
 
 
 def _calendar(cursor: psycopg.Cursor[Any]) -> Calendar:

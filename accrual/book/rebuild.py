@@ -16,6 +16,7 @@ import psycopg
 from psycopg import errors
 
 from accrual.book.database import Connection, retried
+from accrual.book.people import check_person
 from accrual.book.posting import act, lock_members
 from accrual.book.texts import shown, stored
 from accrual.errors import BookError
@@ -73,7 +74,7 @@ COMPARE_LOTS: Final = """
 """
 
 CREATE_FREEZING: Final = """
-    CREATE TEMP TABLE IF NOT EXISTS freezing_limits (partition_id smallint, version integer, limit_id text COLLATE "C")
+    CREATE TEMP TABLE IF NOT EXISTS freezing_limits (partition_id smallint, version bigint, limit_id text COLLATE "C")
 """
 
 # A verdict decides; a freeze counts where no verdict came after it, and never over a block. Whether the member was
@@ -160,6 +161,7 @@ def rebuild(
     changed. Raises ``BookError`` where the facts come to what cannot be: a posting is wrong then, and the audit says
     which.
     """
+    check_person(by)
     name = None if member is None else stored(member)
 
     def work() -> None:

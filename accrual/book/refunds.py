@@ -16,6 +16,7 @@ import psycopg
 
 from accrual.book.chunks import Done
 from accrual.book.posting import act, lock_members, plan, post
+from accrual.book.texts import stored
 from accrual.book.waiting import Deferred, claim, held_ids, open_exception, refunds_to_judge, resolve
 
 __all__ = ["judge_refunds"]
@@ -107,7 +108,7 @@ def judge_refunds(cursor: psycopg.Cursor[Any], wait_s: float, by: str) -> Done |
     if len(unknown) == len(refunds):
         return Done()
     # After the locks: what was booked of an order before this refund of it has a smaller number.
-    action = act(cursor, "refund", by=by)
+    action = act(cursor, "refund", by=stored(by))
     refused += given_up
     claim(cursor, [item.refund for item in accepted] + refused)
     resolve(cursor, duplicates, "duplicate", action)

@@ -18,8 +18,9 @@ import psycopg
 from accrual.book.chunks import Done, find_members, in_chunks_of_members
 from accrual.book.database import Connection
 from accrual.book.outbox import NOTIFICATIONS
+from accrual.book.people import check_person
 from accrual.book.posting import act, lock_members
-from accrual.book.texts import shown
+from accrual.book.texts import shown, stored
 from accrual.rulebook import Rulebook, day_text
 
 __all__ = ["remind"]
@@ -75,6 +76,7 @@ def remind(
 
     In what is returned ``postings`` is 0, as none are made, and ``points`` is what the members were reminded of.
     """
+    check_person(by)
     days_ahead = sorted(rulebook.expiry_reminder_days)
     # Without a partition there is no stream to tell anybody over.
     (somewhere,) = connection.execute("SELECT EXISTS (SELECT FROM book.partitions)").fetchone() or (False,)
@@ -85,7 +87,7 @@ def remind(
         return Done()
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
         details = {"day": day_text(day), "rulebook": rulebook.version}
-        action = act(cursor, "remind", by=by, details=details)
+        action = act(cursor, "remind", by=stored(by), details=details)
 
     def work(cursor: psycopg.Cursor[Any], members: Sequence[str]) -> Done:
         lock_members(cursor, members)

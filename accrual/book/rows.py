@@ -144,7 +144,7 @@ def _columns(batch: EntriesBatch, partition_id: int) -> dict[str, Column]:
         "partition_id": copying.repeated(partition_id.to_bytes(2), count),
         "seq": copying.integers(batch.header.first_seq + np.arange(count), 8),
         "late": copying.repeated(b"\0", count),
-        "rulebook": copying.repeated(batch.header.rulebook.to_bytes(4), count),
+        "rulebook": copying.repeated(batch.header.rulebook.to_bytes(8), count),
         "stream_id": copying.beside(*stream_id, between=b"-"),
         "item": copying.integers(integers("index"), 4),
         "ts_ms": copying.integers(integers("ts"), 8),

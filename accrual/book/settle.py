@@ -10,7 +10,9 @@ import psycopg
 
 from accrual.book.chunks import Done, find_members, in_chunks_of_members, is_stopped
 from accrual.book.database import Connection
+from accrual.book.people import check_person
 from accrual.book.posting import act, begin_settlement, lock_members, plan, post
+from accrual.book.texts import stored
 from accrual.rulebook import Rulebook, day_text
 
 __all__ = ["settle"]
@@ -67,9 +69,10 @@ def settle(
     ``stopping`` is set, the rest is left to the next settlement of the day. With ``since``, the day's last seqs by
     partition (JSON) before a settlement that was finished, only members with entries behind them are looked at.
     """
+    check_person(by)
     text = day_text(day)
     with connection.transaction(force_rollback=dry_run), connection.cursor() as cursor:
-        action = act(cursor, "settle", by=by, details={"day": text, "rulebook": rulebook.version})
+        action = act(cursor, "settle", by=stored(by), details={"day": text, "rulebook": rulebook.version})
         begin_settlement(cursor, day, action)
     find_members(connection, FIND_ALL if since is None else FIND_STRAGGLERS, {"day": text, "since": since})
 

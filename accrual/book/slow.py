@@ -21,6 +21,7 @@ from accrual.book.chunks import Done, is_stopped
 from accrual.book.database import Connection, open_book, retried
 from accrual.book.late import judge_late_events
 from accrual.book.outbox import send_outbox
+from accrual.book.people import check_person
 from accrual.book.refunds import judge_refunds
 from accrual.book.service import run_again
 from accrual.book.waiting import take_turn
@@ -104,6 +105,7 @@ def slow(
     With ``dry_run`` the first of them are dealt with in one transaction, which is undone. Once ``stopping`` is set no
     further chunk is begun.
     """
+    check_person(by)
     total = Done()
     wait_s = refund_wait_hours * 3600
     retried(lambda: connection.execute(ENSURE_DAYS))

@@ -26,7 +26,7 @@ INTERRUPTED: Final = 130
 SERVICES: Final = ("worker", "archive", "book", "slow", "jobs")
 
 # What such a command can do as well, and then ends: to be stopped is not to be done.
-ERRANDS: Final = ("export", "verify")
+ERRANDS: Final = ("export", "verify", "replay", "expire", "rebuild")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

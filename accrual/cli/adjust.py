@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="let adjustments of more points need a second person: the owner's to say"
     )
-    parser.add_argument("--list", action="store_true", help="print those that wait, oldest first")
+    parser.add_argument("--list", action="store_true", default=None, help="print those that wait, oldest first")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
 
 
@@ -49,7 +49,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     settings = settings_of(parsed, "database")
     deeds = {"approve": ("by",), "reject": ("by",), "list": (), "undo": ("reason", "by"), "limit": ("reason", "by")}
-    chosen = [deed for deed in deeds if getattr(parsed, deed) or (deed, parsed.limit) == ("limit", 0)]
+    chosen = [deed for deed in deeds if getattr(parsed, deed) is not None]
     if len(chosen) > 1:
         raise UsageError("--approve, --reject, --list, --undo and --limit: one at a time")
     _require(parsed, *(deeds[chosen[0]] if chosen else ("member", "points", "reason", "by")))
@@ -58,14 +58,16 @@ def _run(parsed: argparse.Namespace) -> int:
             write_json(book.waiting_adjustments(connection))
             return 0
         if parsed.limit is not None:
-            about = {"reason": parsed.reason, "note": parsed.note, "by": parsed.by}
-            write_json([book.limit_approval(connection, parsed.limit, **about)])
+            limit = book.limit_approval(
+                connection, parsed.limit, reason=parsed.reason, note=parsed.note, by=parsed.by, dry_run=parsed.dry_run
+            )
+            report(limit, dry_run=parsed.dry_run)
             return 0
-        if parsed.approve:
+        if parsed.approve is not None:
             done = book.approve(connection, parsed.approve, by=parsed.by, dry_run=parsed.dry_run)
-        elif parsed.reject:
+        elif parsed.reject is not None:
             done = book.reject(connection, parsed.reject, by=parsed.by, dry_run=parsed.dry_run)
-        elif parsed.undo:
+        elif parsed.undo is not None:
             done = book.undo(
                 connection,
                 parsed.undo,

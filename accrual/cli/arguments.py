@@ -23,6 +23,7 @@ __all__ = [
     "add_command",
     "add_settings",
     "log_to_stderr",
+    "positive",
     "settings_of",
     "until_told_to_stop",
     "write_json",
@@ -66,6 +67,17 @@ def settings_of(parsed: argparse.Namespace, *required: str) -> Settings:
     settings = load_settings({name: getattr(parsed, name) for name in names}, os.environ)
     settings.require(*required)
     return settings
+
+
+def positive(text: str) -> int:
+    """Return the number of a flag that counts something: 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return number
 
 
 def write_lines(lines: Iterable[bytes]) -> int:

@@ -13,6 +13,7 @@ from accrual.cli.arguments import (
     add_command,
     add_settings,
     log_to_stderr,
+    positive,
     settings_of,
     write_json,
     write_lines,
@@ -42,7 +43,11 @@ def add(commands: Commands) -> None:
     )
     add_day(parser, "to", "the last of them", required=False)
     parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="checks, and stretches of a ledger, at once; default: 2"
+        "--workers",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="checks, and stretches of a ledger, at once; default: 2",
     )
     parser.add_argument(
         "--engine",
@@ -71,12 +76,14 @@ def _run(parsed: argparse.Namespace) -> int:
     log_to_stderr(settings.log_level)
     load(settings.rulebook)
     first, last = (None if day is None else day_text(day) for day in (getattr(parsed, "from"), parsed.to))
+    if first is not None and last is not None and first > last:
+        raise UsageError(f"--from: {first} is after {last}")
     audit = Audit(
         settings=settings,
         partitions=tuple(partition_names(settings.partition)) if settings.partition else (),
         first_day=first,
         last_day=last,
-        workers=max(1, parsed.workers),
+        workers=parsed.workers,
         engine=parsed.engine,
         complete=parsed.complete,
     )
@@ -92,10 +99,12 @@ def _run(parsed: argparse.Namespace) -> int:
 def _propose(parsed: argparse.Namespace) -> int:
     from accrual.audit import Finding, propose
     from accrual.book import open_book
+    from accrual.book.people import check_person
 
     settings = settings_of(parsed, "database")
     if parsed.by is None:
         raise UsageError("--by: missing; --propose needs to know who proposes")
+    check_person(parsed.by)
     lines = parsed.propose.read_bytes().splitlines()
     try:
         findings = [msgspec.json.decode(line, type=Finding) for line in lines]

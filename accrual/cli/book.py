@@ -40,7 +40,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--drain", action="store_true", help="post up to the end of the ledger as it is at the start, then exit"
     )
-    parser.add_argument("--by", metavar="WHO", default="operator", help="with rebuild: who has it done")
+    parser.add_argument(
+        "--by", metavar="WHO", default="operator", help="with rebuild: who has it done; default: operator"
+    )
     parser.add_argument("--member", metavar="M", help="with rebuild: of this member only")
     parser.add_argument("--dry-run", action="store_true", help="with rebuild: say what differs, and change nothing")
 

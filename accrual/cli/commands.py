@@ -117,7 +117,12 @@ def _add_replay(commands: Commands) -> None:
         _replay,
     )
     parser.add_argument("--rulebook", metavar="FILE", required=True, help="file with the rulebook")
-    parser.add_argument("--engine", choices=("fast", "reference"), default="fast", help="default: fast")
+    parser.add_argument(
+        "--engine",
+        choices=("fast", "reference"),
+        default="fast",
+        help="the compiled engine, or the plain one that it is checked against; default: fast",
+    )
     parser.add_argument("events", metavar="EVENTS.jsonl", help='events, one JSON object per line; "-" reads stdin')
 
 

@@ -27,8 +27,13 @@ def add(commands: Commands) -> None:
     )
     add_settings(parser, "database", "redis", "log_level")
     add_verdict_flags(parser)
-    add_day(parser, "claw-back-from", "with --claw-back-to: take back what is left of earlier days too", required=False)
-    add_day(parser, "claw-back-to", "the last of those days", required=False)
+    add_day(
+        parser,
+        "claw-back-from",
+        "with --claw-back-to: the first business day of a span of which the points that are left are taken back too",
+        required=False,
+    )
+    add_day(parser, "claw-back-to", "the last day of that span", required=False)
 
 
 def _run(parsed: argparse.Namespace) -> int:

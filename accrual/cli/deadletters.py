@@ -11,8 +11,8 @@ from typing import get_args
 
 import redis
 
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_lines
-from accrual.errors import StreamError
+from accrual.cli.arguments import Commands, add_command, add_settings, positive, settings_of, write_lines
+from accrual.errors import StreamError, UsageError
 from accrual.outcomes import DeadLetterReason
 from accrual.stream import Keys, StoredLetter, StreamServer, last_letter, read_letters, redrive
 
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     )
     add_settings(parser, "redis", "partition")
     parser.add_argument("--reason", choices=get_args(DeadLetterReason), help="only those with this reason")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="at most so many")
+    parser.add_argument("--limit", type=positive, metavar="N", help="at most so many; default: all")
     parser.add_argument(
         "--redrive",
         action="store_true",
@@ -45,18 +45,13 @@ def add(commands: Commands) -> None:
         help="with --redrive: do it; each leaves the dead letters as it enters the stream",
     )
     parser.add_argument(
-        "--rate", type=_positive, metavar="N", default=100, help="with --execute: so many per second; default: 100"
+        "--rate", type=positive, metavar="N", default=100, help="with --execute: so many per second; default: 100"
     )
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
 def _run(parsed: argparse.Namespace) -> int:
+    if parsed.execute and not parsed.redrive:
+        raise UsageError("--execute: goes with --redrive, and only with that")
     settings = settings_of(parsed, "redis", "partition")
     keys = Keys(settings.partition)
     with StreamServer(settings.redis).client() as client:

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from accrual.cli.arguments import Commands, add_command
+from accrual.cli.arguments import Commands, add_command, positive
 
 __all__ = ["add"]
 
@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--scale",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="districts that live the same day: 290,731 events and some 60 MB of server memory each; default: 1",
@@ -37,13 +37,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--keep", action="store_true", help="let the server run at the end, until Ctrl-C")
     parser.add_argument("--serve", type=Path, metavar="DIR", help="only serve what an earlier run left in DIR")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -44,15 +44,23 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--breakage", type=_share, default=Decimal(0), metavar="SHARE", help="share never spent, 0 to 1; default: 0"
     )
-    parser.add_argument("--format", choices=("jsonl", "csv", "parquet"), default="jsonl", help="default: jsonl")
+    parser.add_argument(
+        "--format",
+        choices=("jsonl", "csv", "parquet"),
+        default="jsonl",
+        help="how the report is written; default: jsonl",
+    )
     parser.add_argument("--output", metavar="FILE", help="with --format parquet: the file to write")
 
 
 def _share(text: str) -> Decimal:
     try:
-        return Decimal(text)
+        share = Decimal(text)
     except InvalidOperation:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        share = Decimal("nan")
+    if not share.is_finite():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return share
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from typing import Final
@@ -31,7 +32,7 @@ def add(commands: Commands) -> None:
     )
     activate.add_argument("rulebook", metavar="RULEBOOK", help="file with the new rulebook")
     activate.add_argument(
-        "--timeout", type=float, metavar="S", default=30.0, help="how long to wait for the worker, in s; default: 30"
+        "--timeout", type=_seconds, metavar="S", default=30.0, help="how long to wait for the worker, in s; default: 30"
     )
     add_settings(activate, "redis", "partition")
     show = add_command(
@@ -43,6 +44,16 @@ def add(commands: Commands) -> None:
     )
     show.add_argument("--text", action="store_true", help="print the rulebook itself, byte for byte")
     add_settings(show, "redis", "partition")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _activate(parsed: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from accrual.cli.arguments import Commands, add_command, add_settings, settings_of, write_json
+from accrual.cli.arguments import Commands, add_command, add_settings, positive, settings_of, write_json
 from accrual.cli.days import add_day
 from accrual.rulebook import day_text
 
@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--state", choices=ACCOUNTS, help="only points that went to this account or came from it")
     add_day(parser, "from", "only points of this business day and later", required=False)
     add_day(parser, "to", "only points of this business day and earlier", required=False)
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many")
+    parser.add_argument("--limit", type=positive, metavar="N", help="at most so many, the newest; default: all")
 
 
 def _run(parsed: argparse.Namespace) -> int:

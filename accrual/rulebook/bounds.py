@@ -16,7 +16,7 @@ from typing import Final
 from accrual.events import MAXIMUM_AMOUNT_FEN
 from accrual.rulebook.model import Campaign, EarningRule, Rulebook
 
-__all__ = ["MAXIMUM_POINTS", "base_scale", "overflow_findings"]
+__all__ = ["MAXIMUM_POINTS", "base_scale", "largest_sets", "overflow_findings"]
 
 MAXIMUM_POINTS: Final = 2**63 - 1
 _WIDE: Final = 2**127
@@ -46,7 +46,7 @@ def overflow_findings(rulebook: Rulebook) -> Iterator[tuple[str, str]]:
         if base * scale >= _WIDE or scale >= 2**63 or base > MAXIMUM_POINTS:
             yield rule.kind, f"an event could be worth {_scientific(base)} points, beyond the exact arithmetic"
             continue
-        for campaigns in _largest_sets(rulebook, rule.kind):
+        for campaigns in largest_sets(rulebook, rule.kind):
             reason = _product_finding(rulebook, base, scale, campaigns)
             if reason is not None:
                 yield rule.kind, reason
@@ -78,7 +78,7 @@ def _product_finding(rulebook: Rulebook, base: Fraction, scale: int, campaigns: 
     return None
 
 
-def _largest_sets(rulebook: Rulebook, kind: str) -> Iterator[list[Campaign]]:
+def largest_sets(rulebook: Rulebook, kind: str) -> Iterator[list[Campaign]]:
     """Yield sets of campaigns that could match one event of ``kind``, such that every possible set is within one.
 
     An event has one city and its member one tier; the conditions on dates, tags and cards are taken as fulfilled.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+from bisect import bisect_left
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import Final
@@ -76,6 +77,11 @@ class Calendar:
     def day(self, time_ms: int) -> int:
         """Return the local day number of ``time_ms``: its business day."""
         return self.local(time_ms)[0]
+
+    def start_ms(self, day: int) -> int:
+        """Return when the local day number ``day`` begins, in ms: where the clock skips midnight, at a later time."""
+        around = range((day - 1) * DAY_MS, (day + 1) * DAY_MS + 1)
+        return around[bisect_left(around, day, key=self.day)]
 
     def transitions(self) -> list[tuple[int, int]]:
         """Return ``(from_ms, offset_ms)`` rows, ascending, the first from 0, valid up to ``FOLD_END_MS``."""

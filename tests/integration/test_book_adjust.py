@@ -395,12 +395,15 @@ def test_the_command(valkey: Server, book: str) -> None:
     assert b"was asked for by alice" in refused.stderr
     assert run_json(*decide, "--by", "bob")[0]["state"] == "posted"
     limit = ["adjust", "--database", book, "--by", "carol", "--reason", "policy", "--limit"]
-    assert run_json(*limit, "0") == [{"changed": True, "points": 0}]
+    assert run_json(*limit, "0", "--dry-run") == [{"changed": True, "dry_run": True, "points": 0}]
+    assert run_json(*adjustment, "--by", "alice", "--points", "1", "--dry-run")[0]["state"] == "posted"
+    assert run_json(*limit, "0") == [{"changed": True, "dry_run": False, "points": 0}]
     assert run_json(*adjustment, "--by", "alice", "--points", "1")[0]["state"] == "waiting"
     for words, wrong in (
         (["--points", "5"], "--by"),
         (["--by", "alice", "--limit", "0", "--list"], "one at a time"),
         (["--by", "alice"], "--points"),
+        (["--approve", ""], "--by"),
         (["--by", "alice", "--points", "5", "--reason", "?"], "--reason"),
     ):
         done = command(*adjustment, *words)

@@ -8,11 +8,12 @@ from datetime import date
 import psycopg
 import pytest
 
-from accrual.book import connect, settle
+from accrual.book import connect, rebuild, settle, slow, statement
 from accrual.book.follow import Follower, follow
 from accrual.errors import BookError
 from accrual.rulebook import day_number
-from books import Partition, balance, facts, ingest, order
+from audits import found
+from books import BOOK_RULEBOOK, Partition, at, balance, facts, ingest, order
 from servers import Server
 
 FACTS = {
@@ -124,3 +125,15 @@ def test_settlement_makes_lots(valkey: Server, book: str) -> None:
         assert balance(connection, "m2") == (10, 20, 0)
         assert settle(connection, partition.rulebook, DAY).points == 10
         assert balance(connection, "m2") == (0, 30, 0)
+
+
+def test_a_rulebook_may_have_the_largest_version(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=BOOK_RULEBOOK.replace("version = 1", f"version = {2**53 - 1}"))
+    partition.send(order(1), order(2, day=-4) | {"at": at()}, order(1) | {"id": "r1", "kind": "order_refunded"})
+    with connect(book) as connection:
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        assert balance(connection, "m1") == (10, 0, 0)
+        assert [line["rulebook"] for line in statement(connection, "m1")] == [2**53 - 1] * 3
+        assert not list(found(valkey, connection))
+        assert not list(rebuild(connection, dry_run=True))

@@ -83,7 +83,14 @@ def test_help_lists_the_commands_and_there_is_a_version(capfd: pytest.CaptureFix
         ["ledger", "--redis", "redis://localhost", "--partition", "p", "--config", "missing.toml"],
         ["deadletters", "--redis", "redis://localhost", "--partition", "p", "--reason", "bored"],
         ["deadletters", "--redis", "redis://localhost", "--partition", "p", "--limit", "0"],
+        ["deadletters", "--redis", "redis://localhost", "--partition", "p", "--execute"],
+        ["statement", "--database", "dbname=book", "--member", "m1", "--limit", "-1"],
+        ["liability", "--from", "2026-11-01", "--to", "2026-11-30", "--breakage", "nan"],
+        ["audit", "--workers", "0"],
+        ["audit", "--propose", "findings.jsonl", "--database", "dbname=book", "--by", " "],
+        ["demo", "--scale", "0"],
         ["rulebook"],
+        ["rulebook", "activate", "rulebook.toml", "--timeout", "nan"],
         ["replay"],
     ],
     ids=" ".join,
@@ -288,6 +295,11 @@ def stopped_while_importing(directory: Path, number: signal.Signals, *arguments:
         finally:
             process.kill()
     return process.returncode, errors
+
+
+@pytest.mark.parametrize("words", [("book", "rebuild"), ("archive", "replay"), ("archive", "expire")])
+def test_an_errand_of_a_service_that_is_stopped_has_not_done_its_work(words: tuple[str, ...], tmp_path: Path) -> None:
+    assert stopped_while_importing(tmp_path, signal.SIGTERM, *words) == (-signal.SIGTERM, b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

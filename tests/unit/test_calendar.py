@@ -183,3 +183,16 @@ def test_months_stay_in_step_for_ever() -> None:
             assert (next_year, next_month) == ((year, month + 1) if month < 12 else (year + 1, 1))
             assert number >= 28
         assert day_of_week(day + 1) == (day_of_week(day) + 1) % 7
+
+
+@pytest.mark.parametrize("name", ["Africa/Cairo", "America/Santiago", "America/Havana", "Asia/Beirut", *ODD_ZONES])
+def test_a_day_begins_where_the_one_before_ends(name: str) -> None:
+    calendar = Calendar(name)
+    for day in range(day_number(date(2026, 1, 1)), day_number(date(2027, 1, 1))):
+        start_ms = calendar.start_ms(day)
+        assert (calendar.day(start_ms - 1), calendar.day(start_ms)) == (day - 1, day), day_text(day)
+
+
+def test_a_day_that_the_clock_begins_at_one() -> None:
+    skipped = Calendar("America/Santiago").start_ms(day_number(date(2026, 9, 6)))
+    assert EPOCH + timedelta(milliseconds=skipped) == datetime(2026, 9, 6, 4, tzinfo=UTC)

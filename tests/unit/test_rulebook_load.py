@@ -369,6 +369,18 @@ def test_kinds_that_nothing_earns_are_told_but_not_refused() -> None:
     ]
 
 
+def test_campaigns_that_make_points_negative_are_told_but_not_refused() -> None:
+    added = PROGRAMME.replace("version = 1", 'version = 1\nstacking = "add"') + ORDER
+    lowering = [CAMPAIGN.replace('"c"', f'"c{number}"').replace('"2"', '"0.4"') for number in (1, 2)]
+    rulebook = parse(added + CAMPAIGN + "".join(lowering))
+    line = max(number for number, text in enumerate(rulebook.text.splitlines(), 1) if text.startswith("multiplier"))
+    reason = "campaigns c1, c2 added up make the points of 'order_paid' negative, which stops the book"
+    assert advice(rulebook, "shop.toml") == [f"shop.toml:{line}: campaign[3].multiplier: {reason}"]
+    apart = [text + f'cities = ["{number}"]\n' for number, text in enumerate(lowering)]
+    assert not advice(parse(added + "".join(apart)))
+    assert not advice(parse(PROGRAMME + ORDER + "".join(lowering)))
+
+
 def test_several_findings_at_once() -> None:
     text = PROGRAMME.replace("version = 1", "version = 0") + (
         '[[earn]]\nkind = "vote"\npoints = true\nmax = 3\n'
