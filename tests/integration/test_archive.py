@@ -596,7 +596,7 @@ def test_a_server_that_goes_away_is_waited_for(
     with ArchiverProcess(server.url, tmp_path / "archive", "--archive-interval-s", "0") as process:
         wait_until(lambda: reached(server.client(), 99), "all is archived")
         server.kill()
-        time.sleep(0.5)
+        wait_until(lambda: "trying again" in process.said, "it notices")
         server.start()
         fill(server.client(), "p", orders(100, 200))
         wait_until(lambda: reached(server.client(), 199), "it goes on")
