@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from accrual.audit.standing import Following, lasting_rows, warm_from
@@ -19,6 +19,7 @@ def decided(engine: ReferenceEngine, entry: StreamEntry, number: int) -> bytes:
     return engine.decide_entries([entry]).encode(BatchHeader(number, GENESIS, (0, 0), 1))
 
 
+@settings(max_examples=settings().max_examples // 2)
 @given(st.sampled_from(ZONES), streams(longest=60), st.data())
 def test_a_follower_stands_where_an_engine_does_that_decided(
     zone: str, entries: list[StreamEntry], data: st.DataObject
