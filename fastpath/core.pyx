@@ -25,7 +25,7 @@ from fastpath.image cimport StateImage, index_table, restore_state
 from fastpath.msgpack cimport (
     Buffer,
     Reader,
-    skip,
+    pass_over,
     write_array,
     write_bin_head,
     write_bytes,
@@ -418,7 +418,7 @@ cdef class Core:
         """Decode an event that fills ``size`` bytes."""
         event.raw = data
         event.raw_size = <uint32_t>size
-        if decode_event(&self.rulebook.rules, &self.hashing, data, data + size, event, 0) == data + size:
+        if decode_event(&self.rulebook.rules, &self.hashing, data, data + size, event) == data + size:
             event.status = STATUS_ENTRY
 
     cdef int take_batch(self, const char* value, const RawEntry* raw) except -1 nogil:
@@ -448,7 +448,7 @@ cdef class Core:
             return False
         for index in range(count):
             event = self.new_event(raw, <uint32_t>index)
-            after = decode_event(&self.rulebook.rules, &self.hashing, at, end, event, 1)
+            after = decode_event(&self.rulebook.rules, &self.hashing, at, end, event)
             if after == NULL:
                 break
             event.raw = at
@@ -467,7 +467,7 @@ cdef class Core:
         cdef uint64_t index
         for index in range(count):
             item = reader.at
-            skip(&reader, 1)
+            pass_over(&reader, 1)
             self.decode(<const char*>item, reader.at - item, self.new_event(raw, <uint32_t>index))
         return 0
 

@@ -38,6 +38,6 @@ cdef void hashing_init(Hashing* hashing, SipKey key) noexcept nogil
 cdef void hashing_adopt(Hashing* hashing, const Rules* rules) noexcept nogil
 # Behind `data` there must be PADDING more readable bytes. Returns where the event ends, or NULL where it is not valid.
 cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* data, const char* end,
-                              Event* event, int depth) noexcept nogil
+                              Event* event) noexcept nogil
 cdef bint open_batch(Reader* reader, uint64_t* count) noexcept nogil
 cdef bint check_batch(Reader* reader, uint64_t count) noexcept nogil

@@ -10,6 +10,7 @@ from fastpath.msgpack cimport (
     Reader,
     Value,
     big_endian,
+    pass_over,
     read_head,
     skip,
 )
@@ -381,8 +382,7 @@ cdef inline bint is_key(const Reader* text, const char* name, uint32_t size) noe
     return text.end - text.at == size and memcmp(text.at, name, size) == 0
 
 
-cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place end, Event* event,
-                         int depth) noexcept nogil:
+cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place end, Event* event) noexcept nogil:
     """Read the map of attributes. Of a key that repeats the last value counts; unknown keys are ignored."""
     cdef Reader reader = reader_at(at, end), key
     cdef Value value
@@ -396,7 +396,7 @@ cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place e
         return NULL
     for _i in range(value.size):
         key = reader
-        if not skip(&reader, depth + 2):
+        if not skip(&reader, 2):
             return NULL
         read_head(&key, &value)
         name = reader_at(key.at, key.at + value.size if value.type == TYPE_TEXT else key.at)
@@ -406,7 +406,7 @@ cdef Place attributes_at(const Rules* rules, Hashing* hashing, Place at, Place e
             card_until = reader.at
         elif is_key(&name, "immune_until", 12):
             immune_until = reader.at
-        if not skip(&reader, depth + 2):
+        if not skip(&reader, 2):
             return NULL
     if tier != NULL:
         if any_text(<Place>event.base, tier, end, NAME_BYTES, &event.tier) == NULL:
@@ -462,8 +462,8 @@ cdef inline Place keys_at(Place at, Place end, uint64_t count, Event* event) noe
     return at
 
 
-cdef inline Place rest_at(const Rules* rules, Hashing* hashing, Place at, Place end, uint64_t count, Event* event,
-                          int depth) noexcept nogil:
+cdef inline Place rest_at(const Rules* rules, Hashing* hashing, Place at, Place end, uint64_t count,
+                          Event* event) noexcept nogil:
     """Read the items from the lines on."""
     cdef Reader reader
     cdef uint64_t _item
@@ -472,11 +472,11 @@ cdef inline Place rest_at(const Rules* rules, Hashing* hashing, Place at, Place 
     if count > 11 and at != NULL:
         at = tags_at(rules, hashing, at, end, event)
     if count > 12 and at != NULL:
-        at = attributes_at(rules, hashing, at, end, event, depth)
+        at = attributes_at(rules, hashing, at, end, event)
     if count > KNOWN_ITEMS and at != NULL:
         reader = reader_at(at, end)
         for _item in range(KNOWN_ITEMS, count):
-            if not skip(&reader, depth + 1):
+            if not skip(&reader, 1):
                 return NULL
         at = reader.at
     return at
@@ -539,11 +539,10 @@ cdef inline bint is_valid(const Event* event, const Text* text) noexcept nogil:
 
 
 cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* data, const char* end,
-                              Event* event, int depth) noexcept nogil:
+                              Event* event) noexcept nogil:
     """Decode the compact event at ``data`` and return where it ends; NULL where it is not valid.
 
-    ``depth`` is the number of containers around it. The caller sets the arrival and the place in the stream, and the
-    status.
+    The caller sets the arrival and the place in the stream, and the status.
     """
     cdef Place at = <Place>data, last = <Place>end
     cdef const Name* name
@@ -573,7 +572,7 @@ cdef const char* decode_event(const Rules* rules, Hashing* hashing, const char* 
         return NULL
     city_hash = name.hash
     event.city = name.city
-    at = rest_at(rules, hashing, at, last, count, event, depth)
+    at = rest_at(rules, hashing, at, last, count, event)
     if at == NULL:
         return NULL
     if event.amount == ABSENT and (kind_hash == rules.order_paid or event.kind == rules.earning_count + KIND_REFUNDED):
@@ -602,8 +601,4 @@ cdef bint open_batch(Reader* reader, uint64_t* count) noexcept nogil:
 cdef bint check_batch(Reader* reader, uint64_t count) noexcept nogil:
     """Tell whether ``count`` values, and nothing else, follow."""
     cdef Reader items = reader[0]
-    cdef uint64_t _i
-    for _i in range(count):
-        if not skip(&items, 1):
-            return False
-    return items.at == items.end
+    return pass_over(&items, count) and items.at == items.end

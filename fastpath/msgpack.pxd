@@ -138,6 +138,7 @@ cdef inline int read_head(Reader* reader, Value* value) noexcept nogil:
 
 
 cdef bint skip(Reader* reader, int depth) noexcept nogil
+cdef bint pass_over(Reader* reader, uint64_t count) noexcept nogil
 
 
 # Writing. A buffer that cannot grow remembers that it failed; the caller asks once at the end.

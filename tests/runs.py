@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -37,21 +38,15 @@ def producing(
 
     ``copies`` are partitions that get the same.
     """
-    entries = []
-    for number in range(1, count + 1):
-        chosen = rng.choice([number] * 8 + [rng.randrange(1, number + 1)])
-        event = order(chosen) if rng.random() > 0.01 else order(chosen, amount=1)
-        value = {"e": compact(event)} if rng.random() > 0.02 else {"e": b"\xc1"}
-        entries.append((f"{NOON_MS + number}-0", value))
+    # A generator of its own: how much of it is used depends on when the producer is stopped.
+    entries = _entries(count, random.Random(rng.getrandbits(64)))
     stop = threading.Event()
 
     def produce() -> None:
         client = redis.Redis(host="127.0.0.1", port=server.port)
-        for first in range(0, count, 50):
-            if stop.is_set():
-                break
+        while not stop.is_set() and (next_ones := list(itertools.islice(entries, 50))):
             for name in (partition, *copies):
-                fill(client, name, entries[first : first + 50])
+                fill(client, name, next_ones)
             time.sleep(50 / per_second)
         client.close()
 
@@ -62,6 +57,14 @@ def producing(
     finally:
         stop.set()
         thread.join()
+
+
+def _entries(count: int, rng: random.Random) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for number in range(1, count + 1):
+        chosen = rng.choice([number] * 8 + [rng.randrange(1, number + 1)])
+        event = order(chosen) if rng.random() > 0.01 else order(chosen, amount=1)
+        value = {"e": compact(event)} if rng.random() > 0.02 else {"e": b"\xc1"}
+        yield f"{NOON_MS + number}-0", value
 
 
 def drain(url: str, rulebook: Path, partition: str = "p", *flags: str) -> None:

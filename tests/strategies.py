@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from hypothesis import assume, note
 from hypothesis import strategies as st
 
 from accrual.engine import StreamEntry
-from accrual.errors import InvalidEvent
+from accrual.errors import InvalidEvent, RulebookError
 from accrual.events.text import compact_from_mapping
+from accrual.rulebook import Rulebook, parse
 
 KINDS = ["order_paid", "checkin", "review", "group_opened", "vote"]
 CATEGORIES = ["", "fresh", "dairy", "tobacco", "水果"]
@@ -115,6 +117,17 @@ def rulebook_texts(draw: st.DrawFn, version: int = 1, zone: str | None = None) -
         *(draw(limits(number)) for number in range(draw(st.integers(0, 8)))),
     ]
     return "\n".join(parts)
+
+
+def rulebook_or_skip(text: str) -> Rulebook:
+    """Return the rulebook that ``text`` is, or give the example up where it is refused."""
+    note(text)
+    try:
+        return parse(text)
+    except RulebookError as error:
+        note(str(error))
+        assume(False)
+        raise
 
 
 amounts = st.one_of(st.integers(0, 30_000), st.sampled_from([0, 1, 99, 100, 10**12, 10**12 - 1, 123_456_789_012]))

@@ -178,7 +178,7 @@ def ledger_rows(client: redis.Redis, partition: str) -> list[tuple[int, Position
     return list(LedgerReader(client, partition).entries())
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     """Wait until ``condition`` holds; fail saying ``what`` did not happen."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -18,12 +18,15 @@ __all__ = ["KEYS", "booked_evidence", "compare_rows", "told"]
 KEYS: Final = ("device", "ip", "phone")
 
 ROWS: Final = """
-    SELECT seq, number, rulebook, stream_id, item, ts_ms, day::text, event, kind, member, outcome, cause, frozen,
-        amount_fen, order_id, base, uncapped, points, campaigns, evidence, masked, device, ip, phone
+    SELECT seq, number, rulebook, stream_id, item, ts_ms, day::text, event, kind, member, cause, amount_fen,
+        order_id, device, ip, phone, outcome, frozen, base, uncapped, points, campaigns, evidence, masked
     FROM book.entries
     WHERE NOT late AND partition_id = %(partition_id)s AND seq BETWEEN %(first)s AND %(last)s
         AND day = ANY(%(days)s::date[])
 """
+
+# How many columns the rows of both tables begin with.
+OF_BOTH: Final = 16
 
 DEFERRED: Final = """
     SELECT seq, number, rulebook, stream_id, item, ts_ms, day::text, event, kind, member, cause, amount_fen,
@@ -123,23 +126,9 @@ def _of_ledger(position: Position, entry: Entry) -> dict[str, Any]:
 
 
 def _booked(row: tuple[Any, ...]) -> dict[str, Any]:
-    _, number, rulebook, stream_id, item, ts_ms, day, event, kind, member, outcome, cause, frozen, *rest = row
-    amount, order, base, uncapped, points, campaigns, evidence, masked, *keys = rest
-    return {
-        "number": number,
-        "rulebook": rulebook,
-        "stream_id": stream_id,
-        "item": item,
-        "ts_ms": ts_ms,
-        "day": day,
-        "event": shown(event),
-        "kind": shown(kind),
-        "member": shown(member),
+    outcome, frozen, base, uncapped, points, campaigns, evidence, masked = row[OF_BOTH:]
+    return _booked_of_both(row) | {
         "outcome": outcome,
-        "cause": cause or "",
-        "amount_fen": amount,
-        "order": shown(order) or "",
-        "keys": tuple(keys),
         "frozen": frozen,
         "base": base,
         "uncapped": uncapped,
@@ -151,7 +140,13 @@ def _booked(row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _booked_deferred(row: tuple[Any, ...]) -> dict[str, Any]:
-    _, number, rulebook, stream_id, item, ts_ms, day, event, kind, member, cause, amount, order, *keys, payload = row
+    (payload,) = row[OF_BOTH:]
+    return _booked_of_both(row) | {"outcome": "deferred", "payload": bytes(payload)}
+
+
+def _booked_of_both(row: tuple[Any, ...]) -> dict[str, Any]:
+    """Return what the rows of both tables begin with."""
+    _, number, rulebook, stream_id, item, ts_ms, day, event, kind, member, cause, amount, order, *keys = row[:OF_BOTH]
     return {
         "number": number,
         "rulebook": rulebook,
@@ -162,10 +157,8 @@ def _booked_deferred(row: tuple[Any, ...]) -> dict[str, Any]:
         "event": shown(event),
         "kind": shown(kind),
         "member": shown(member),
-        "outcome": "deferred",
-        "cause": cause,
+        "cause": cause or "",
         "amount_fen": amount,
         "order": shown(order) or "",
         "keys": tuple(keys),
-        "payload": bytes(payload),
     }

@@ -87,7 +87,7 @@ def decode_compact(data: bytes) -> Event:
 
 
 def split_batch(data: bytes) -> list[bytes]:
-    """Split a MessagePack array into the bytes of its items, undecoded.
+    """Split a MessagePack array into the bytes of its items, undecoded and however deep they nest.
 
     Raises ``InvalidEvent`` where ``data`` as a whole does not decode, is not an array, or is an empty one.
     """
@@ -100,7 +100,7 @@ def split_batch(data: bytes) -> list[bytes]:
     items = []
     for _ in range(count):
         start = reader.position
-        reader.skip(1)
+        reader.pass_over()
         items.append(data[start : reader.position])
     reader.finish()
     return items
@@ -189,17 +189,28 @@ class _Reader:
         raise InvalidEvent(f"byte 0x{first:02x} starts no MessagePack value")
 
     def skip(self, depth: int) -> None:
-        """Move past one value whatever it is."""
+        """Move past one value of an event, within ``depth`` containers."""
         if depth > MAXIMUM_DEPTH:
             raise InvalidEvent(f"containers nest deeper than {MAXIMUM_DEPTH}")
+        for _ in range(self.skip_head()):
+            self.skip(depth + 1)
+
+    def pass_over(self) -> None:
+        """Move past one value, however deep it nests."""
+        left = 1
+        while left:
+            left += self.skip_head() - 1
+
+    def skip_head(self) -> int:
+        """Move past one value but for the values that it contains, and return how many those are."""
         kind, size = self.header()
         if kind in ("array", "map"):
-            for _ in range(size if kind == "array" else 2 * size):
-                self.skip(depth + 1)
-        elif kind in ("text", "bin", "float"):
+            return size if kind == "array" else 2 * size
+        if kind in ("text", "bin", "float"):
             self.take(size)
         elif kind == "ext":
             self.take(size + 1)
+        return 0
 
     def value(self) -> Any:
         """Decode one value whose structure has been checked."""

@@ -74,21 +74,26 @@ class SnapshotDirectory:
             temporary.unlink(missing_ok=True)
         return self.path_of(batch)
 
+    def header(self, batch: int) -> SnapshotHeader:
+        """Return the header of the snapshot of ``batch``. Raises ``SnapshotError`` where it is not sound."""
+        with SnapshotReader(self.path_of(batch)) as reader:
+            return reader.header
+
     def headers(self) -> list[SnapshotHeader]:
         """Return the headers of the snapshots that have a sound one, the newest first."""
         headers = []
-        for path in self.paths():
+        for batch in self.batches():
             try:
-                with SnapshotReader(path) as reader:
-                    headers.append(reader.header)
+                headers.append(self.header(batch))
             except SnapshotError:
                 continue
         return headers
 
-    def remove_before(self, batch: int) -> None:
-        """Remove the snapshots of batches before ``batch``, whatever they are."""
+    def remove_before(self, batch: int, pace: Pace) -> None:
+        """Remove the snapshots of batches before ``batch``, whatever they are, unless ``pace`` is stopped."""
         for older in self.batches():
             if older < batch:
+                pace.check()
                 self.path_of(older).unlink(missing_ok=True)
         sync_directory(self._directory)
 

@@ -18,6 +18,7 @@ import io
 import os
 import struct
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
@@ -28,7 +29,7 @@ from accrual.errors import SnapshotError
 from accrual.snapshots.pace import Pace
 from accrual.stream import Checkpoint
 
-__all__ = ["FORMAT", "Image", "SnapshotHeader", "SnapshotReader", "write_snapshot"]
+__all__ = ["FORMAT", "Image", "SnapshotHeader", "SnapshotReader", "read_header", "write_snapshot"]
 
 MAGIC: Final = b"ACCRSNAP"
 FORMAT: Final = 1
@@ -63,6 +64,25 @@ class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
     secret: bytes
     created_ms: int
     image: dict[str, Any]
+
+
+def read_header(name: object, read: Callable[[int], bytes]) -> SnapshotHeader:
+    """Return the header of the snapshot ``name``, whose next bytes ``read`` returns. Raises ``SnapshotError``."""
+    head = read(HEAD.size)
+    magic, version, size = HEAD.unpack(head)
+    if magic != MAGIC:
+        raise SnapshotError(f"{name}: is not a snapshot")
+    if version != FORMAT:
+        raise SnapshotError(f"{name}: has format {version}; this version reads format {FORMAT}")
+    if size > MAXIMUM_HEADER_BYTES:
+        raise SnapshotError(f"{name}: is damaged in its header")
+    encoded = read(size)
+    if read(DIGEST_BYTES) != hashlib.sha256(head + encoded).digest():
+        raise SnapshotError(f"{name}: is damaged in its header")
+    try:
+        return msgspec.msgpack.decode(encoded, type=SnapshotHeader)
+    except msgspec.MsgspecError as error:
+        raise SnapshotError(f"{name}: its header does not decode: {error}") from None
 
 
 def write_snapshot(path: Path, header: SnapshotHeader, image: Image, pace: Pace) -> int | None:
@@ -151,7 +171,7 @@ class SnapshotReader:
         except OSError as error:
             raise SnapshotError(f"{path}: {error.strerror}") from None
         try:
-            self.header = self._read_header()
+            self.header = read_header(path, self.read)
         except BaseException:
             self.close()
             raise
@@ -194,26 +214,8 @@ class SnapshotReader:
 
     def finish(self) -> None:
         """Check that all of the image was read and is what was written."""
-        self._check_digest("is damaged")
-        if self._file.read(1):
-            raise SnapshotError(f"{self._path}: goes on behind its end")
-
-    def _read_header(self) -> SnapshotHeader:
-        magic, version, size = HEAD.unpack(self.read(HEAD.size))
-        if magic != MAGIC:
-            raise SnapshotError(f"{self._path}: is not a snapshot")
-        if version != FORMAT:
-            raise SnapshotError(f"{self._path}: has format {version}; this version reads format {FORMAT}")
-        if size > MAXIMUM_HEADER_BYTES:
-            raise SnapshotError(f"{self._path}: is damaged in its header")
-        encoded = self.read(size)
-        self._check_digest("is damaged in its header")
-        try:
-            return msgspec.msgpack.decode(encoded, type=SnapshotHeader)
-        except msgspec.MsgspecError as error:
-            raise SnapshotError(f"{self._path}: its header does not decode: {error}") from None
-
-    def _check_digest(self, otherwise: str) -> None:
         expected = self._digest.digest()
         if self.read(DIGEST_BYTES) != expected:
-            raise SnapshotError(f"{self._path}: {otherwise}")
+            raise SnapshotError(f"{self._path}: is damaged")
+        if self._file.read(1):
+            raise SnapshotError(f"{self._path}: goes on behind its end")

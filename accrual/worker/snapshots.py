@@ -6,6 +6,8 @@ import asyncio
 import importlib.metadata
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,7 +22,7 @@ from accrual.ledger import digest_of
 from accrual.rulebook import parse
 from accrual.settings import Settings
 from accrual.snapshots import Pace, SnapshotCopies, SnapshotDirectory, SnapshotHeader, SnapshotReader
-from accrual.stream import Checkpoint, Keys, StreamId, stream_id_text, trim_events
+from accrual.stream import START, Checkpoint, Keys, StreamId, stream_id_text, trim_events
 from accrual.worker.commits import CommitQueue
 from accrual.worker.memory import MemoryLimit
 from accrual.worker.tasks import in_thread
@@ -51,7 +53,7 @@ def copies_of(settings: Settings) -> SnapshotCopies | None:
     """Return where the settings want copies of snapshots, if they do."""
     if not settings.snapshot_store:
         return None
-    return SnapshotCopies(open_store(settings.snapshot_store), settings.partition, settings.snapshots_kept)
+    return SnapshotCopies(open_store(settings.snapshot_store), settings.partition)
 
 
 class Snapshots:
@@ -175,30 +177,32 @@ class Snapshots:
 
     async def _keep(self, directory: SnapshotDirectory, batch: int, commits: CommitQueue) -> None:
         """Remove snapshots that are too many, copy the one of ``batch``, and remove input that no restart will read."""
-        kept = await self._believed(directory, commits.landed)
-        oldest = kept[-1].checkpoint if len(kept) == self._settings.snapshots_kept else None
-        self._pace.check()
-        if oldest is not None:
-            await in_thread(directory.remove_before, oldest.batch)
+        oldest = await self._tidied(directory, commits.landed)
         if self._copies is not None:
             # Without its copy nothing is trimmed: another machine could not go on from what is left.
             await in_thread(self._copies.put, directory.path_of(batch), batch, self._pace)
-        if oldest is not None and self._settings.trim_input:
+            oldest = min(oldest, await self._tidied(self._copies, commits.landed))
+        if self._settings.trim_input and oldest > START:
             self._pace.check()
-            await self._trim(oldest.position, commits.nonce)
+            await self._trim(oldest, commits.nonce)
 
-    async def _believed(self, directory: SnapshotDirectory, landed: Checkpoint) -> list[SnapshotHeader]:
-        """Return the headers of the newest snapshots that a restart would believe, as many as are to be kept."""
-        believed: list[SnapshotHeader] = []
-        for header in await in_thread(directory.headers):
-            if len(believed) == self._settings.snapshots_kept:
-                break
+    async def _tidied(self, place: SnapshotDirectory | SnapshotCopies, landed: Checkpoint) -> StreamId:
+        """Remove what is older than the oldest snapshot that ``place`` is to keep, and return the position of that.
+
+        Only those count that a restart would believe. While there are too few nothing is removed: ``START``.
+        """
+        believed = 0
+        for batch in await in_thread(place.batches):
             try:
+                header = await in_thread(place.header, batch)
                 await _check_origin(self._client, self._settings, self._secret, landed, header)
-            except StateMismatch:
+            except (SnapshotError, StateMismatch):
                 continue
-            believed.append(header)
-        return believed
+            believed += 1
+            if believed == self._settings.snapshots_kept:
+                await in_thread(place.remove_before, batch, self._pace)
+                return header.checkpoint.position
+        return START
 
     async def _trim(self, before: StreamId, nonce: str) -> None:
         """Remove what comes before ``before``, if the archive has it."""
@@ -214,11 +218,12 @@ async def resume(
     """Return the engine of the newest snapshot that can be believed, or ``None``.
 
     It must be whole, of this partition, and of a batch that the ledger has with the same digest. Every other one is
-    named in the log, with the reason. A copy is fetched where there is no file, or only a damaged one.
+    named in the log, with the reason. A copy that can be believed is fetched where no file can.
     """
     directory, copies = directory_of(settings), copies_of(settings)
     if directory is None:
         return None
+    check = partial(_check_origin, client, settings, secret, committed)
     here, copied = directory.batches(), await _copied(copies, committed)
     for batch in sorted({*here, *copied}, reverse=True):
         path = directory.path_of(batch)
@@ -227,17 +232,18 @@ async def resume(
                 continue
             try:
                 if copies is not None and places is copied:
-                    await _fetch(copies, batch, directory)
+                    await _fetch(copies, batch, directory, check)
                 with SnapshotReader(path) as reader:
-                    await _check_origin(client, settings, secret, committed, reader.header)
+                    await check(reader.header)
                     MemoryLimit(settings.memory_limit_bytes).check_image(reader.header.image)
                     engine = await in_thread(_restored, path, reader, secret)
             except SnapshotError as error:
                 log.warning("snapshot refused: %s", error)
-            except (StateMismatch, MemoryError) as error:
+            except StateMismatch as error:
+                log.warning("snapshot refused: %s: %s", path, error)
+            except MemoryError:
                 # Of such a file no copy is better.
-                reason = "there is no memory for its state" if isinstance(error, MemoryError) else error
-                log.warning("snapshot refused: %s: %s", path, reason)
+                log.warning("snapshot refused: %s: there is no memory for its state", path)
                 break
             else:
                 log.info("snapshot read file=%s batch=%d", path.name, batch)
@@ -255,12 +261,15 @@ async def _copied(copies: SnapshotCopies | None, committed: Checkpoint) -> list[
     return [batch for batch in found if batch <= committed.batch]
 
 
-async def _fetch(copies: SnapshotCopies, batch: int, directory: SnapshotDirectory) -> None:
-    """Bring the copy of the snapshot of ``batch`` to where it belongs."""
+async def _fetch(
+    copies: SnapshotCopies, batch: int, directory: SnapshotDirectory, check: Callable[[SnapshotHeader], Awaitable[None]]
+) -> None:
+    """Bring the copy of the snapshot of ``batch`` to where it belongs, if ``check`` takes its header."""
     path = directory.path_of(batch)
     try:
+        await check(await in_thread(copies.header, batch))
         await in_thread(copies.fetch, batch, directory)
-    except (OSError, BlobError) as error:
+    except (OSError, BlobError, SnapshotError, StateMismatch) as error:
         raise SnapshotError(f"{path}: its copy was not fetched: {error}") from None
     log.info("snapshot fetched file=%s", path.name)
 

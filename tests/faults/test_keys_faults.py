@@ -281,7 +281,7 @@ def switch_and_kill(server: Server, tmp_path: Path, rng: random.Random, steps: S
     current.write_text(version(1).text, encoding="utf-8")
     snapshots = ("--snapshots", str(tmp_path / "snapshots"), "--snapshot-interval-s", "0")
     flags = ("--batch-entries", "20", "--linger-ms", "1", "--in-flight-batches", str(rng.randrange(1, 4)), *snapshots)
-    with producing(server, "p", 100_000, 1000, rng):
+    with producing(server, "p", 20_000, 1000, rng):
         drain(server.url, current, "p", *flags)
         for number, step in enumerate(steps, 2):
             print(step)
@@ -317,8 +317,8 @@ SWITCH_STEPS: Final = [Cut("adoption", 1, where) for where in get_args(Where)] +
 ]
 
 
-def test_rulebooks_that_change_while_workers_are_killed(server: Server, tmp_path: Path, rng: random.Random) -> None:
-    switch_and_kill(server, tmp_path, rng, rng.sample(SWITCH_STEPS, 5))
+def test_rulebooks_that_change_while_workers_are_killed(valkey: Server, tmp_path: Path, rng: random.Random) -> None:
+    switch_and_kill(valkey, tmp_path, rng, rng.sample(SWITCH_STEPS, 5))
 
 
 @pytest.mark.slow

@@ -332,7 +332,7 @@ def test_a_standby_that_fell_behind_the_trimming_goes_on_from_a_newer_snapshot(
     client = valkey.client()
     flags = (*frequent(tmp_path / "snapshots", kept=1), "--trim-input")
     with owner_and_standby(valkey, rulebook, 1000, flags, flags) as (owner, standby):
-        time.sleep(0.5)
+        wait_until(lambda: "snapshot read" in standby.said, "it has a state")
         standby.signal(signal.SIGSTOP)
         first = stream_entries(client, "p")[0].ms
         fill(client, "p", orders(1001, 4001))

@@ -76,9 +76,9 @@ def kill_repeatedly(server: Server, rulebook: Path, directory: Path, rng: random
 
 
 def test_workers_killed_while_they_take_snapshots(
-    server: Server, rulebook: Path, tmp_path: Path, rng: random.Random
+    valkey: Server, rulebook: Path, tmp_path: Path, rng: random.Random
 ) -> None:
-    kill_repeatedly(server, rulebook, tmp_path / "snapshots", rng, kills=3)
+    kill_repeatedly(valkey, rulebook, tmp_path / "snapshots", rng, kills=3)
 
 
 @pytest.mark.slow

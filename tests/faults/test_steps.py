@@ -179,9 +179,9 @@ def kill_at_calls(server: Server, rulebook: Path, directory: Path, rng: random.R
 
 
 def test_a_worker_killed_at_some_steps_of_its_snapshots(
-    server: Server, rulebook: Path, tmp_path: Path, rng: random.Random
+    valkey: Server, rulebook: Path, tmp_path: Path, rng: random.Random
 ) -> None:
-    kill_at_calls(server, rulebook, tmp_path / "snapshots", rng, rng.sample(SNAPSHOT_STEPS, 4))
+    kill_at_calls(valkey, rulebook, tmp_path / "snapshots", rng, rng.sample(SNAPSHOT_STEPS, 4))
 
 
 @pytest.mark.slow

@@ -193,7 +193,7 @@ def test_a_server_that_restarts_with_all_it_had_is_no_problem(
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5", lease_ms=5000) as worker:
         wait_for_batch(client, 20)
         getattr(server, end)()
-        time.sleep(0.2)
+        wait_until(lambda: "trying again" in worker.said, "it notices")
         server.start()
         client = server.client()
         wait_for_events(client, 2999)
@@ -246,9 +246,9 @@ def test_out_of_memory_refuses_batches_whole_and_passes(
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5") as worker:
         wait_for_batch(client, 20)
         client.config_set("maxmemory", "1mb")
-        time.sleep(0.2)
+        wait_until(lambda: "OOM" in worker.said, "it is refused")
         stuck = checkpoint_of(client, "p").batch
-        time.sleep(1.0)
+        time.sleep(0.5)
         assert checkpoint_of(client, "p").batch == stuck
         assert client.xlen(KEYS.ledger) == stuck
         # It keeps its partition meanwhile.
@@ -269,7 +269,7 @@ def test_a_worker_stopped_while_the_server_is_full_says_so(server_factory: Serve
     with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "5", "--stop-timeout-ms", "300") as worker:
         wait_for_batch(client, 3)
         client.config_set("maxmemory", "1mb")
-        time.sleep(0.3)
+        wait_until(lambda: "OOM" in worker.said, "it is refused")
         assert worker.finish() == 1
         assert "not landed" in worker.log.splitlines()[-1]
     client.config_set("maxmemory", "0")
@@ -344,7 +344,7 @@ def test_a_script_that_keeps_the_server_busy_is_waited_for(server_factory: Serve
         wait_for_batch(client, 3)
         busy = threading.Thread(target=spin, args=(server,))
         busy.start()
-        time.sleep(0.6)
+        wait_until(lambda: "trying again" in worker.said, "it is refused")
         client.script_kill()
         busy.join()
         wait_for_events(client, 999)

@@ -48,6 +48,12 @@ KEY: Final = bytes(range(32))
 DAY_MS: Final = 86_400_000
 
 
+# What is ours alone, or the store's, is the same on every server.
+OF_THE_STORE: Final = pytest.mark.parametrize(
+    "server_kind", [pytest.param("valkey", marks=pytest.mark.valkey)], indirect=True
+)
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     return archive_of(tmp_path / "archive", keys=(KEY,))
@@ -137,6 +143,7 @@ def test_large_and_small_entries_fit(client: redis.Redis, archive: Archive) -> N
     assert [archive.header(number).count for number in archive.numbers()] == [2, 2, 3000]
 
 
+@OF_THE_STORE
 def test_a_segment_that_a_crash_left_is_taken_as_it_is(client: redis.Redis, archive: Archive) -> None:
     fill(client, "p", orders(1, 100))
     entries = stream_entries(client, "p")
@@ -152,6 +159,7 @@ def test_a_segment_that_a_crash_left_is_taken_as_it_is(client: redis.Redis, arch
     assert archive.segment(left.header.number).digest == left.digest
 
 
+@OF_THE_STORE
 def test_a_segment_of_another_stream_is_not_taken(client: redis.Redis, archive: Archive) -> None:
     fill(client, "p", orders(1, 50))
     archive.append(Archived(), [StreamEntry(NOON_MS + 1, 0, ((b"e", b"something else"),))], 1)
@@ -184,6 +192,7 @@ def test_a_server_that_is_behind_catches_up_with_the_store(client: redis.Redis, 
     assert archived(archive) == stream_entries(client, "p")
 
 
+@OF_THE_STORE
 def test_an_archive_of_another_stream_is_refused(client: redis.Redis, archive: Archive) -> None:
     fill(client, "p", orders(1, 100))
     drain_archive(client, archive)
@@ -194,6 +203,7 @@ def test_an_archive_of_another_stream_is_refused(client: redis.Redis, archive: A
     assert not client.exists(KEYS.archive)
 
 
+@OF_THE_STORE
 def test_another_store_is_refused(client: redis.Redis, archive: Archive, tmp_path: Path) -> None:
     fill(client, "p", orders(1, 100))
     drain_archive(client, archive)
@@ -286,6 +296,7 @@ def test_a_segment_is_noted_once_and_in_order(client: redis.Redis) -> None:
     assert standing_of(client) == two
 
 
+@OF_THE_STORE
 def test_what_is_older_than_the_retention_is_deleted(client: redis.Redis, archive: Archive) -> None:
     day_ms, now_ms = 86_400_000, time.time_ns() // 1_000_000
     for age_days in (40, 31, 29, 1):
@@ -304,6 +315,7 @@ def test_what_is_older_than_the_retention_is_deleted(client: redis.Redis, archiv
         drain_archive(client, archive, archive_retention_days=30)
 
 
+@OF_THE_STORE
 def test_an_archive_of_which_all_is_expired_goes_on(client: redis.Redis, archive: Archive) -> None:
     fill(client, "p", [("1000-0", {"e": b"x"}), ("1000-1", {"e": b"y"})])
     drain_archive(client, archive, archive_retention_days=30)
@@ -315,6 +327,7 @@ def test_an_archive_of_which_all_is_expired_goes_on(client: redis.Redis, archive
     assert archive.header(2).entries_before == 2
 
 
+@OF_THE_STORE
 def test_what_is_expired_is_deleted_although_the_archive_cannot_go_on(
     server: Server, client: redis.Redis, archive: Archive, tmp_path: Path
 ) -> None:
@@ -340,6 +353,7 @@ def test_what_is_expired_is_deleted_although_the_archive_cannot_go_on(
     assert (done.returncode, done.stdout) == (0, b"segments deleted: 0\n")
 
 
+@OF_THE_STORE
 def test_a_clock_that_runs_ahead_deletes_nothing(
     client: redis.Redis, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +483,7 @@ def test_a_worker_that_is_to_have_an_archive_does_not_trim_before_it_has(
 # ---------------------------------------------------------------------------------------------------- commands
 
 
+@OF_THE_STORE
 def test_the_export_is_what_replay_reads(
     server: Server, client: redis.Redis, archive: Archive, tmp_path: Path, rulebook: Path
 ) -> None:
@@ -495,6 +510,7 @@ def test_the_export_is_what_replay_reads(
     assert reasons == [letter.reason for _, letter in wanted.dead_letters]
 
 
+@OF_THE_STORE
 def test_the_export_loses_nothing(client: redis.Redis) -> None:
     mixed(client)
     lines = [json.loads(line) for line in exported_lines(stream_entries(client, "p"))]
@@ -516,6 +532,7 @@ def test_the_export_loses_nothing(client: redis.Redis) -> None:
     assert raw(6) == ((b"b", b"\x90"),)
 
 
+@OF_THE_STORE
 def test_a_stretch_is_exported(client: redis.Redis, archive: Archive, tmp_path: Path) -> None:
     fill(client, "p", orders(1, 100))
     drain_archive(client, archive)
@@ -544,6 +561,7 @@ def test_a_stretch_is_exported(client: redis.Redis, archive: Archive, tmp_path: 
     assert b"000000000001.segment: is encrypted, and none of the keys" in wrong.stderr
 
 
+@OF_THE_STORE
 def test_all_segments_are_verified(server: Server, client: redis.Redis, archive: Archive, tmp_path: Path) -> None:
     fill(client, "p", orders(1, 100))
     drain_archive(client, archive)
@@ -596,7 +614,7 @@ def test_a_server_that_goes_away_is_waited_for(
     with ArchiverProcess(server.url, tmp_path / "archive", "--archive-interval-s", "0") as process:
         wait_until(lambda: reached(server.client(), 99), "all is archived")
         server.kill()
-        time.sleep(0.5)
+        wait_until(lambda: "trying again" in process.said, "it notices")
         server.start()
         fill(server.client(), "p", orders(100, 200))
         wait_until(lambda: reached(server.client(), 199), "it goes on")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from accrual.rulebook import Rulebook, day_number
 from accrual.settings import Settings
 from books import BOOK_RULEBOOK, DAY_MS, Partition, at, balance, facts, ingest, order, run_json
 from servers import Server
-from workers import ROOT, environment
+from workers import ROOT, environment, wait_until
 
 DAY = day_number(date(2026, 11, 10))
 EXPIRY = day_number(date(2027, 11, 10))
@@ -233,21 +233,21 @@ def test_two_schedulers_take_turns(valkey: Server, book: str, caplog: pytest.Log
     with connect(book) as connection:
         ingest(connection, partition)
         with served(valkey, book, partition) as leader:
-            wait_until(lambda: balance(connection, "m1") == (10, 10, 0))
+            wait_until(lambda: balance(connection, "m1") == (10, 10, 0), "the first day is settled")
             with served(valkey, book, partition) as other:
-                wait_until(lambda: "standing by" in caplog.text)
+                wait_until(lambda: "standing by" in caplog.text, "another stands by")
                 partition.send(order(3, at=at(1, 5)))
                 ingest(connection, partition)
                 # The leader has settled within the minute, and looks again only after it; the other one at once.
                 leader.set()
-                wait_until(lambda: balance(connection, "m1") == (10, 20, 0))
+                wait_until(lambda: balance(connection, "m1") == (10, 20, 0), "the second day is settled")
                 other.set()
         assert connection.execute("SELECT count(*) FROM book.postings").fetchone() == (2,)
         locks = """
             SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
         """
-        wait_until(lambda: connection.execute(locks).fetchone() == (0,))
+        wait_until(lambda: connection.execute(locks).fetchone() == (0,), "no lock is held")
 
 
 def test_a_blocked_settlement_keeps_nobody_else_waiting(valkey: Server, book: str) -> None:
@@ -263,17 +263,17 @@ def test_a_blocked_settlement_keeps_nobody_else_waiting(valkey: Server, book: st
         blocker.execute("SELECT FROM book.balances WHERE member = 'm1' FOR UPDATE")
         with served(valkey, book, partition):
             pid = (blocker.info.backend_pid,)
-            wait_until(lambda: connection.execute(blocked, pid).fetchone() == (1,))
+            wait_until(lambda: connection.execute(blocked, pid).fetchone() == (1,), "a job waits for the lock")
             partition.send(refund)
             ingest(connection, partition)
             release(connection, "m2", reason="checked", by="alice")
             arrived = partition.client.xlen(partition.keys.events)
-            wait_until(lambda: partition.client.xlen(partition.keys.events) == arrived + 1)
-            wait_until(lambda: balance(connection, "m3") == (6, 0, 0))
+            wait_until(lambda: partition.client.xlen(partition.keys.events) == arrived + 1, "the release is sent")
+            wait_until(lambda: balance(connection, "m3") == (6, 0, 0), "the refund is made")
             assert connection.execute(blocked, pid).fetchone() == (1,)
             assert balance(connection, "m1") == (20, 0, 0)
             blocker.execute("ROLLBACK")
-            wait_until(lambda: balance(connection, "m1") == (10, 10, 0))
+            wait_until(lambda: balance(connection, "m1") == (10, 10, 0), "the first day is settled")
 
 
 def test_what_waiting_cannot_mend_ends_all_jobs(valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,18 +295,18 @@ def test_the_database_may_go_away(valkey: Server, book: str, caplog: pytest.LogC
     with connect(book) as connection:
         ingest(connection, partition)
         with served(valkey, book, partition, settle_interval_s=1):
-            wait_until(lambda: balance(connection, "m1") == (0, 10, 0))
+            wait_until(lambda: balance(connection, "m1") == (0, 10, 0), "the first day is settled")
             # The scheduler is between two jobs when its day is marked as done.
             done = "SELECT count(*) FROM book.settled_days WHERE finished AND through IS NOT NULL"
-            wait_until(lambda: connection.execute(done).fetchone() == (1,))
+            wait_until(lambda: connection.execute(done).fetchone() == (1,), "the job is done")
             partition.send(order(2))
             ingest(connection, partition)
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            wait_until(lambda: balance(connection, "m1") == (0, 20, 0))
-            wait_until(lambda: "trying again" in caplog.text)
+            wait_until(lambda: balance(connection, "m1") == (0, 20, 0), "the second day is settled")
+            wait_until(lambda: "trying again" in caplog.text, "it says that it tries again")
 
 
 def test_a_job_that_is_told_to_stop_ends_in_order(valkey: Server, book: str, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_job_that_is_told_to_stop_ends_in_order(valkey: Server, book: str, tmp
         try:
             # The points are available a moment before the day is marked as done, and a stop may come between the two.
             done = "SELECT count(*) FROM book.settled_days WHERE finished AND through IS NOT NULL"
-            wait_until(lambda: connection.execute(done).fetchone() == (1,))
+            wait_until(lambda: connection.execute(done).fetchone() == (1,), "the job is done")
             assert balance(connection, "m1") == (0, 10, 0)
             process.send_signal(signal.SIGTERM)
             _, log = process.communicate(timeout=20)
@@ -364,10 +364,3 @@ def served(valkey: Server, book: str, partition: Partition, **settings: Any) -> 
         thread.join(20)
     assert not thread.is_alive()
     assert failed == []
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end_s, "waited in vain"
-        time.sleep(0.02)

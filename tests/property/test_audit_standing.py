@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, note
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from accrual.audit.standing import Following, lasting_rows, warm_from
 from accrual.engine import BatchHeader, ReferenceEngine, Secret, StreamEntry
-from accrual.errors import RulebookError
 from accrual.ledger import GENESIS, EntriesBatch, decode, digest_of
-from accrual.rulebook import Rulebook, parse
-from strategies import ZONES, rulebook_texts, streams
+from accrual.rulebook import parse
+from strategies import ZONES, rulebook_or_skip, rulebook_texts, streams
 
 SECRET = Secret(bytes(range(16)))
 SLACK_DAYS = 1
-
-
-def rulebook_or_skip(text: str) -> Rulebook:
-    note(text)
-    try:
-        return parse(text)
-    except RulebookError as error:
-        note(str(error))
-        assume(False)
-        raise
 
 
 def decided(engine: ReferenceEngine, entry: StreamEntry, number: int) -> bytes:
     return engine.decide_entries([entry]).encode(BatchHeader(number, GENESIS, (0, 0), 1))
 
 
+@settings(max_examples=settings().max_examples // 2)
 @given(st.sampled_from(ZONES), streams(longest=60), st.data())
 def test_a_follower_stands_where_an_engine_does_that_decided(
     zone: str, entries: list[StreamEntry], data: st.DataObject

@@ -14,10 +14,11 @@ from accrual.engine.fast import FastEngine
 from accrual.errors import InvalidEvent
 from accrual.events import decode_compact, encode_compact, validate
 from accrual.events.text import compact_from_mapping
+from accrual.outcomes import Decision
 from accrual.rulebook import parse
 from fastpath.resp import ReplyReader
 from replies import reply_of
-from strategies import event_mappings
+from strategies import array_header, event_mappings
 
 RULEBOOK = parse(
     """
@@ -73,6 +74,10 @@ values = st.recursive(
 )
 
 
+def decided(entries: list[StreamEntry]) -> list[Decision]:
+    return [decision for _, decision in ReferenceEngine(RULEBOOK).decide_entries(entries).decisions()]
+
+
 def agree(fields: tuple[tuple[bytes, bytes], ...]) -> None:
     entry = StreamEntry(ARRIVAL_MS, 1, fields)
     expected = list(ReferenceEngine(RULEBOOK).decide_entries([entry]).decisions())
@@ -85,8 +90,11 @@ def agree(fields: tuple[tuple[bytes, bytes], ...]) -> None:
 @example(b"e", b"\x94" + b"\x91" * 40 + b"\x90")
 @example(b"b", b"\xdd\xff\xff\xff\xff")
 @example(b"e", b"\xdf\xff\xff\xff\xff")
+@example(b"b", b"\x91" * 34 + b"\x90")
 @example(b"b", b"\x91" * 33 + b"\x90")
-@example(b"b", b"\x91" * 32 + b"\x90")
+@example(b"b", b"\x91" * 100_000 + b"\x90")
+@example(b"b", b"\x91" * 100_000)
+@example(b"b", b"\x92" + b"\xdf\xff\xff\xff\xff" * 100)
 @example(b"j", b"[" * 100_000)
 def test_any_bytes(encoding: bytes, value: bytes) -> None:
     agree(((encoding, value),))
@@ -136,9 +144,58 @@ def test_a_json_batch_is_its_items(items: list[bytes | list[tuple[bytes, bytes]]
     batch = StreamEntry(ARRIVAL_MS, 1, ((b"j", b"[" + b" , ".join(encoded) + b"]"),))
     alone = [StreamEntry(ARRIVAL_MS, 1, ((b"j", b"[" + item + b"]"),)) for item in encoded]
     agree(batch.fields)
-    decided = list(ReferenceEngine(RULEBOOK).decide_entries([batch]).decisions())
-    one_by_one = list(ReferenceEngine(RULEBOOK).decide_entries(alone).decisions())
-    assert [decision for _, decision in decided] == [decision for _, decision in one_by_one]
+    assert decided([batch]) == decided(alone)
+
+
+TOO_DEEP = b"\x91" * 100_000 + b"\x90"
+compact_values = values.map(msgspec.msgpack.encode)
+deep_values = st.builds(
+    lambda container, depth, value: container * depth + value,
+    st.sampled_from([b"\x91", b"\x81\x01", b"\xdc\x00\x01"]),
+    st.integers(28, 36),
+    compact_values,
+)
+compact_items = st.one_of(
+    compact_values,
+    deep_values,
+    st.sampled_from([GOOD, TOO_DEEP, b"\xa1\xff", b"\xd4\x01x"]),
+    st.builds(
+        lambda number, value: b"\x9e" + b"".join(map(msgspec.msgpack.encode, [f"x{number}", *GOOD_ITEMS[1:]])) + value,
+        st.integers(0, 2),
+        deep_values,
+    ),
+)
+
+
+@given(st.lists(compact_items, min_size=1, max_size=5))
+def test_a_compact_batch_is_its_items(items: list[bytes]) -> None:
+    """Whatever an item is, if only its end can be found: what is decided on it is what is decided on it alone."""
+    batch = StreamEntry(ARRIVAL_MS, 1, ((b"b", array_header(len(items)) + b"".join(items)),))
+    agree(batch.fields)
+    assert decided([batch]) == decided([StreamEntry(ARRIVAL_MS, 1, ((b"e", item),)) for item in items])
+
+
+@pytest.mark.parametrize(
+    ("bad", "outcomes"),
+    [
+        (TOO_DEEP, ["Entry", "DeadLetter", "Entry"]),
+        (TOO_DEEP[:-1], ["DeadLetter"]),
+        (TOO_DEEP[:-1] + b"\xc1", ["DeadLetter"]),
+        (b"\xc1", ["DeadLetter"]),
+        (b"\xd9\xff", ["DeadLetter"]),
+        (b"\xc0\xc0", ["DeadLetter"]),
+        (b"", ["DeadLetter"]),
+    ],
+)
+def test_neighbours_of_a_bad_item_stand_where_its_end_can_be_found(bad: bytes, outcomes: list[str]) -> None:
+    first, second = (msgspec.msgpack.encode([name, *GOOD_ITEMS[1:]]) for name in ("e1", "e2"))
+    entry = StreamEntry(ARRIVAL_MS, 1, ((b"b", b"\x93" + first + bad + second),))
+    agree(entry.fields)
+    assert [type(decision).__name__ for decision in decided([entry])] == outcomes
+    rejected = FastEngine(RULEBOOK, segment_shift=3).decide_entries([entry]).rejected
+    assert [(item.position.index, item.original) for item in rejected] == (
+        [(1, ((b"e", bad),))] if len(outcomes) == 3 else [(0, entry.fields)]
+    )
 
 
 @given(st.data())

@@ -7,28 +7,17 @@ from io import BytesIO
 from itertools import pairwise
 from types import MappingProxyType
 
-from hypothesis import assume, given, note
+from hypothesis import given
 from hypothesis import strategies as st
 
 from accrual.engine import OFFLINE_SLACK_DAYS, BatchHeader, Engine, ReferenceEngine, Secret, StreamEntry
 from accrual.engine.fast import FastEngine
-from accrual.errors import RulebookError
 from accrual.ledger import GENESIS, digest_of
-from accrual.rulebook import Rulebook, parse
-from strategies import PLACES_MS, ZONES, rulebook_texts, streams
+from accrual.rulebook import Rulebook
+from strategies import PLACES_MS, ZONES, rulebook_or_skip, rulebook_texts, streams
 
 SECRET = Secret(bytes(range(16)))
 SMALL_SEGMENTS = 3
-
-
-def rulebook_or_skip(text: str) -> Rulebook:
-    note(text)
-    try:
-        return parse(text)
-    except RulebookError as error:
-        note(str(error))
-        assume(False)
-        raise
 
 
 def cut(entries: list[StreamEntry], cuts: list[int]) -> list[list[StreamEntry]]:

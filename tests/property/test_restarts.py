@@ -22,12 +22,11 @@ from unittest.mock import patch
 
 import msgspec
 import redis.asyncio
-from hypothesis import assume, given, note, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accrual.engine import STREAM_SLACK_DAYS, Engine, Entry, Position, ReferenceEngine, Secret, StreamEntry
 from accrual.engine.fast import FastEngine
-from accrual.errors import RulebookError
 from accrual.ledger import EntriesBatch, RulebookRecord, decode, digest_of, entry_line
 from accrual.outcomes import RejectedItem
 from accrual.rulebook import Rulebook, parse
@@ -43,8 +42,8 @@ from accrual.worker.progress import Progress
 from accrual.worker.recovery import Recovery
 from accrual.worker.snapshots import Snapshots
 from cutting import whole_commands
-from replies import receive
-from strategies import ZONES, rulebook_texts, streams
+from replies import receive, reply_of
+from strategies import ZONES, rulebook_or_skip, rulebook_texts, streams
 from workers import NOON_MS, RULEBOOK, compact, order
 
 KEYS = Keys("p")
@@ -113,16 +112,7 @@ class Partition:
         """Return the answer to ``XRANGE`` on the events."""
         found = [entry for entry in self.entries if after < (entry.ms, entry.seq) <= through]
         found = [entry for entry in found if (entry.ms, entry.seq) >= self.first][:count]
-        return b"*%d\r\n" % len(found) + b"".join(map(encoded_entry, found))
-
-
-def bulk(data: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-def encoded_entry(entry: StreamEntry) -> bytes:
-    fields = b"".join(bulk(part) for pair in entry.fields for part in pair)
-    return b"*2\r\n" + bulk(b"%d-%d" % (entry.ms, entry.seq)) + b"*%d\r\n%b" % (2 * len(entry.fields), fields)
+        return reply_of(found, key=None)
 
 
 class Connection:
@@ -379,21 +369,13 @@ def check_against_an_unbroken_run(partition: Partition) -> None:
     assert partition.checkpoint.dead_letters == len(letters)
 
 
-def books_or_skip(texts: Sequence[str]) -> list[Rulebook]:
-    note("\n\n".join(texts))
-    try:
-        return [parse(text) for text in texts]
-    except RulebookError as error:
-        note(str(error))
-        assume(False)
-        raise
-
-
 @given(st.sampled_from(ZONES), streams(), st.data())
 def test_any_split_into_runs_snapshots_and_restarts_gives_the_same_ledger(
     zone: str, entries: list[StreamEntry], data: st.DataObject
 ) -> None:
-    books = books_or_skip([data.draw(rulebook_texts(version=version, zone=zone)) for version in (1, 2)])
+    books = [
+        rulebook_or_skip(text) for text in [data.draw(rulebook_texts(version=version, zone=zone)) for version in (1, 2)]
+    ]
     plan = data.draw(runs(len(books)))
     last = Run(len(entries), 5, 1000, None, 0, plan[-1].rulebook, "")
     partition = Partition(entries)
