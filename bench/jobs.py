@@ -153,8 +153,9 @@ class Piece(msgspec.Struct, frozen=True):
     """What one piece of work has shown; what does not apply to it is ``None``."""
 
     name: str
-    reads: Spread
-    ingests: Spread
+    reads: Spread | None
+    ingests: Spread | None
+    """``None`` where the ingester had posted all it had before the piece began, in some run."""
     rate: Figure | None = None
     statement_s: list[Figure] | None = None
     """How long each statement of the peer took."""
@@ -457,8 +458,10 @@ class _Neighbours:
 def _piece(settings: JobsSettings, samples: Sequence[_Sample]) -> Piece:
     name = samples[0].name
 
-    def spread(what: str, field_name: str) -> Spread:
+    def spread(what: str, field_name: str) -> Spread | None:
         runs = [np.array(getattr(sample, field_name)) * 1000 for sample in samples]
+        if not all(map(len, runs)):
+            return None
         points = {"median": 50, "p99": 99, "maximum": 100}
         return Spread(
             **{

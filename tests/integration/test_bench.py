@@ -107,6 +107,8 @@ def test_a_day_is_settled_and_expired_beside_others() -> None:
     measured = measure_jobs(settings, lambda _: None)
     assert measured.points == 600_000
     for piece in measured.pieces:
+        assert piece.reads is not None
+        assert piece.ingests is not None
         assert 0 < piece.reads.median.median <= piece.reads.maximum.median
         assert 0 < piece.ingests.median.median <= piece.ingests.maximum.median
     jobs = [piece for piece in measured.pieces if piece.process is not None]

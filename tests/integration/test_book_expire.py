@@ -212,7 +212,7 @@ def test_nothing_expires_before_it_is_locked(valkey: Server, book: str) -> None:
             thread.start()
             thread.join(0.3)
             assert thread.is_alive()
-            move = "SELECT 0, 'm1', 'redeem', 'available', 'redeemed', 10, date '2026-11-10', NULL::date, false"
+            move = "SELECT 'm1', 'redeem', 'available', 'redeemed', 10, date '2026-11-10', NULL::date, false"
             plan(cursor, move, {})
             post(cursor, act(cursor, "redeem", by="shop"))
         thread.join()
