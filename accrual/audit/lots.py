@@ -12,8 +12,8 @@ from accrual.rulebook import Rulebook
 
 __all__ = ["check_lot_dates"]
 
-# PostgreSQL puts a day that the month does not have at the month's end, as the specification does. What is wrong is found
-# once and not for every posting, as a plan may do that was made before there were statistics.
+# PostgreSQL puts a day that the month does not have at the month's end, as the specification does. What is wrong is
+# found once, and not for every posting, as a plan may do that was made before there were statistics.
 QUERY: Final = """
     WITH formed AS MATERIALIZED (
         SELECT DISTINCT day, lot_expires_on FROM book.postings WHERE to_account = 'available' AND kind <> 'correct'

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from accrual.book.database import Connection
+from accrual.book.programme import rulebooks_of
 from accrual.book.texts import shown, stored
+from accrual.book.words import BookedEntry, explain_held, utc
+from accrual.rulebook import Rulebook
 
 __all__ = ["held"]
 
@@ -24,10 +26,11 @@ QUERY: Final = """
     LEFT JOIN book.members m USING (member)
     CROSS JOIN LATERAL (
         SELECT max(e.ts_ms) AS ts_ms, array_agg(
-            jsonb_build_object('partition', p.name, 'seq', e.seq, 'late', nullif(e.late, false), 'day', e.day,
-                'event', e.event, 'kind', e.kind, 'order', e.order_id, 'amount', e.amount_fen, 'ts', e.ts_ms,
-                'outcome', e.outcome, 'held', coalesce(h.points_left, 0), 'frozen', e.frozen, 'evidence', e.evidence,
-                'masked', e.masked, 'rulebook', e.rulebook)
+            jsonb_build_object('partition_id', p.partition_id, 'partition', p.name, 'seq', e.seq,
+                'late', nullif(e.late, false), 'day', e.day, 'event', e.event, 'kind', e.kind,
+                'order', e.order_id, 'amount', e.amount_fen, 'ts', e.ts_ms, 'outcome', e.outcome,
+                'held', coalesce(h.points_left, 0), 'frozen', e.frozen, 'evidence', e.evidence, 'masked', e.masked,
+                'rulebook', e.rulebook)
             ORDER BY e.number DESC, e.seq DESC) AS entries
         FROM book.entries e
         JOIN book.partitions p USING (partition_id)
@@ -48,24 +51,40 @@ QUERY: Final = """
 def held(connection: Connection, member: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield a line for each member who is frozen or has points held, whoever has the newest such entry first.
 
-    Its ``entries``, newest first, say why: reasons as in SPEC section 5, evidence, and the keys of limits, masked.
+    Its ``entries``, newest first, say why: in words, reasons as in SPEC section 5, evidence, and the keys of limits,
+    masked.
     """
+    rulebook_of = rulebooks_of(connection)
     with connection.transaction(), connection.cursor(name="held") as cursor:
         cursor.itersize = PAGE_MEMBERS
         cursor.execute(QUERY, {"member": None if member is None else stored(member)})
         for name, state, points, found in cursor:
-            entries = [_entry(fields) for fields in found or ()]
+            entries = [
+                _entry(fields, rulebook_of(fields["partition_id"], fields["rulebook"])) for fields in found or ()
+            ]
             since = {"since": entries[-1]["at"]} if entries else {}
             yield {"member": shown(name), "state": state, "held": points, **since, "entries": entries}
 
 
-def _entry(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(fields: Mapping[str, Any], rulebook: Rulebook | None) -> dict[str, Any]:
     line: dict[str, Any] = {
         name: shown(value) if isinstance(value, str) else value for name, value in fields.items() if value is not None
     }
-    line["at"] = datetime.fromtimestamp(line.pop("ts") / 1000, UTC).isoformat(timespec="milliseconds")
-    limits = [item["limit"] for item in line.get("evidence", ())]
-    line["reasons"] = ["member_frozen", *limits] if line.pop("frozen") else limits
+    del line["partition_id"]
+    line["at"] = utc(line.pop("ts"))
+    entry = BookedEntry(
+        kind=line["kind"],
+        event=line["event"],
+        outcome=line["outcome"],
+        rulebook=line["rulebook"],
+        frozen=line.pop("frozen"),
+        evidence=[(tripped["limit"], tripped["observed"]) for tripped in line.get("evidence", ())],
+        order=line.get("order"),
+        amount_fen=line.get("amount"),
+    )
+    limits = [limit for limit, _ in entry.evidence]
+    line["reasons"] = ["member_frozen", *limits] if entry.frozen else limits
+    line["words"] = explain_held(entry, line["held"], rulebook)
     if "masked" in line:
         line["masked"] = {key: shown(text) for key, text in line["masked"].items()}
     return line

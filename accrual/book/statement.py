@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from accrual.book.database import Connection
+from accrual.book.programme import rulebooks_of
 from accrual.book.texts import shown, stored
-from accrual.book.words import BookedEntry, Posting, Refund, explain
-from accrual.rulebook import Rulebook, parse
+from accrual.book.words import BookedEntry, Posting, Refund, explain, utc
 
 __all__ = ["statement"]
 
 PAGE_ROWS: Final = 500
-EPOCH: Final = datetime.fromtimestamp(0, UTC)
-RULEBOOKS_KEPT: Final = 64
 
 # The movements are chosen first; what explains them is looked up for those alone, by key.
 QUERY: Final = """
@@ -55,12 +51,6 @@ QUERY: Final = """
     ORDER BY m.number DESC, m.partition_id, m.seq DESC
 """
 
-# What the slow path decided was decided by its own rulebook, which the entry's partition need not have recorded.
-RULEBOOK: Final = """
-    SELECT text FROM book.rulebooks WHERE version = %(version)s
-    ORDER BY partition_id = %(partition_id)s DESC, batch DESC LIMIT 1
-"""
-
 # What a line says of the entry whose points moved, and of whoever moved them, where there is one.
 ABOUT: Final = {
     **{
@@ -89,7 +79,7 @@ def statement(
     """
     parameters = {"member": stored(member), "kind": kind, "account": account, "limit": limit}
     parameters |= {"first": first_day, "last": last_day}
-    rulebook_of = functools.lru_cache(RULEBOOKS_KEPT)(functools.partial(_rulebook, connection))
+    rulebook_of = rulebooks_of(connection)
     with connection.transaction(), connection.cursor(name="statement") as cursor:
         cursor.itersize = PAGE_ROWS
         cursor.execute(QUERY, parameters)
@@ -98,12 +88,6 @@ def statement(
             row = _shown(dict(zip(names, values, strict=True)))
             rulebook = None if row["rulebook"] is None else rulebook_of(row["partition_id"], row["rulebook"])
             yield _line(row, explain(_posting(row), rulebook))
-
-
-def _rulebook(connection: Connection, partition_id: int, version: int) -> Rulebook | None:
-    parameters = {"partition_id": partition_id, "version": version}
-    row = connection.execute(RULEBOOK, parameters).fetchone()
-    return parse(row[0]) if row else None
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,9 +142,5 @@ def _entry(row: Mapping[str, Any]) -> BookedEntry:
         evidence=[(tripped["limit"], tripped["observed"]) for tripped in row["evidence"] or ()],
         order=row["order_id"],
         amount_fen=row["amount_fen"],
-        arrived=_utc(arrived_ms),
+        arrived=utc(arrived_ms),
     )
-
-
-def _utc(time_ms: int) -> str:
-    return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds")

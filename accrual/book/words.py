@@ -1,4 +1,4 @@
-"""Postings in plain English: what happened, how many points it came to, why, and by which rule.
+"""Postings and holds in plain English: what happened, how many points it came to, why, and by which rule.
 
 Pure, from what is booked and the rulebook that decided it. The figures are those that were booked; the rulebook only
 says what they mean: rates, multipliers, what is allowed. Where it is not known, the line does without.
@@ -7,6 +7,7 @@ says what they mean: rates, multipliers, what is allowed. Where it is not known,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any, Final
 
@@ -14,8 +15,9 @@ import msgspec
 
 from accrual.rulebook import EarningRule, Limit, Rulebook
 
-__all__ = ["BookedEntry", "Posting", "Refund", "explain"]
+__all__ = ["BookedEntry", "Posting", "Refund", "explain", "explain_held", "utc"]
 
+EPOCH: Final = datetime.fromtimestamp(0, UTC)
 STACKING: Final = {"multiply": "multiplied", "add": "added", "max": "the largest counts"}
 ACTIONS: Final = {"freeze": "which freezes", "hold": "which holds", "reject": "which rejects"}
 
@@ -24,7 +26,7 @@ class BookedEntry(msgspec.Struct, frozen=True):
     """The entry whose points moved. ``evidence`` has what was observed for each tripped limit (SPEC section 5).
 
     ``rulebook`` is the version that decided it, ``arrived`` when its event came, ``frozen`` whether its member had been
-    frozen before it.
+    frozen before it. Why points are held is said without what they were made of.
     """
 
     kind: str
@@ -32,14 +34,14 @@ class BookedEntry(msgspec.Struct, frozen=True):
     outcome: str
     rulebook: int
     frozen: bool
-    base: int
-    uncapped: int
-    points: int
-    campaigns: Sequence[str]
     evidence: Sequence[tuple[str, int]]
     order: str | None
     amount_fen: int | None
-    arrived: str
+    base: int = 0
+    uncapped: int = 0
+    points: int = 0
+    campaigns: Sequence[str] = ()
+    arrived: str = ""
 
 
 class Refund(msgspec.Struct, frozen=True):
@@ -77,7 +79,7 @@ def explain(posting: Posting, rulebook: Rulebook | None) -> str:
         case "settle":
             said = f"Business day {posting.day} was settled: {points} became available"
         case "release":
-            said = f"{points}, held for {what}, {were} released to {posting.to_account}{decided}"
+            said = f"{points}, held for {what}, {were} released to {posting.to_account}{decided}{_immune(posting)}"
         case "confirm":
             said = f"{points}, held for {what}, {were} taken back{decided}"
         case "clawback":
@@ -95,6 +97,24 @@ def explain(posting: Posting, rulebook: Rulebook | None) -> str:
         case _:
             said = f"{points} {were} redeemed{decided}"
     return f"{said}{_lots(posting)}."
+
+
+def explain_held(entry: BookedEntry, held: int, rulebook: Rulebook | None) -> str:
+    """Return why an entry has ``held`` points held, or has frozen its member; ``rulebook`` has decided it."""
+    if entry.outcome == "applied":
+        return f"Control event {entry.event} froze the member."
+    what = _paid(entry)
+    steps = [
+        *(_limit(entry, limit, observed, rulebook) for limit, observed in entry.evidence),
+        *(["the member had been frozen before"] if entry.frozen else []),
+        "it was rejected" if entry.outcome == "rejected" else f"{_points(held)} held",
+    ]
+    return f"{what[0].upper()}{what[1:]}: {'; '.join(steps)}."
+
+
+def utc(time_ms: int) -> str:
+    """Return a time in UTC, to the millisecond."""
+    return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds")
 
 
 def _accrued(posting: Posting, rulebook: Rulebook | None) -> str:
@@ -115,10 +135,11 @@ def _accrued(posting: Posting, rulebook: Rulebook | None) -> str:
 
 
 def _what(posting: Posting) -> str:
-    """Return what was paid or done."""
-    entry = posting.entry
-    if entry is None:
-        return f"business day {posting.day}"
+    """Return what was paid or done, or else the day that it was about."""
+    return f"business day {posting.day}" if posting.entry is None else _paid(posting.entry)
+
+
+def _paid(entry: BookedEntry) -> str:
     amount = f" of {_yuan(entry.amount_fen)}" if entry.amount_fen is not None else ""
     name = entry.kind if entry.order is None else f"order {entry.order}"
     return f"{name}{amount} (event {entry.event})"
@@ -185,6 +206,11 @@ def _decided(posting: Posting) -> str:
     approved = f", approved by {approved_by}" if approved_by else ""
     why = ": ".join(filter(None, (posting.reason, posting.note)))
     return f"{by}{approved}{f' ({why})' if why else ''}"
+
+
+def _immune(posting: Posting) -> str:
+    until = posting.details.get("immune_until_ms")
+    return "" if until is None else f"; no limit freezes the member or holds their points until {utc(until)}"
 
 
 def _lots(posting: Posting) -> str:

@@ -497,6 +497,9 @@ def test_the_reviewer_sees_whom_and_why(partition: Partition, book: str) -> None
         assert (sixth["reasons"], seventh["reasons"]) == (["device-orders"], ["member_frozen", "device-orders"])
         assert sixth["evidence"] == [{"limit": "device-orders", "observed": 6}]
         assert sixth["masked"]["phone"] != "13800001234"
+        assert second["entries"][0]["words"] == "Control event freeze-m3-1 froze the member."
+        assert ": limit device-orders, which freezes, tripped with 6 events per device" in sixth["words"]
+        assert seventh["words"].endswith("; the member had been frozen before; 10 points held.")
         assert (sixth["held"], sixth["order"], sixth["amount"], sixth["day"]) == (10, "o6", 1000, "2026-11-10")
         assert [line["member"] for line in held(connection, "m2")] == ["m2"]
         assert list(held(connection, "m0")) == []

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from accrual.book.words import BookedEntry, Posting, Refund, explain
+from accrual.book.words import BookedEntry, Posting, Refund, explain, explain_held
 from accrual.rulebook import Rulebook, parse
 
 RULEBOOK = """\
@@ -220,4 +220,34 @@ def test_a_correction_names_what_it_undoes() -> None:
     assert moved("correct", "expired", "available", lots=[("2026-11-10", 45)], **who) == (
         "Posting 7, expire, was undone: 45 points went back from expired to available by alice, approved by bob "
         "(audit); 45 are in the lot of 2026-11-10."
+    )
+
+
+def test_why_points_are_held() -> None:
+    held = msgspec.structs.replace(ORDER, outcome="held", evidence=(("farm", 3), ("burst", 21)))
+    assert explain_held(held, 45, BEANS) == (
+        "Order o1 of 30.00 yuan (event e1): limit farm, which freezes, tripped with 3 or more members per device in "
+        "5 min where 2 are allowed; limit burst, which holds, tripped with 21 events per ip in 90 s where 20 are "
+        "allowed; 45 points held."
+    )
+    assert explain_held(held, 45, None) == (
+        "Order o1 of 30.00 yuan (event e1): limit farm tripped at 3; limit burst tripped at 21; 45 points held."
+    )
+    assert explain_held(msgspec.structs.replace(CHECKIN, outcome="held", frozen=True), 1, BEANS) == (
+        "Checkin (event e1): the member had been frozen before; 1 point held."
+    )
+
+
+def test_what_froze_a_member_without_points() -> None:
+    rejected = msgspec.structs.replace(ORDER, outcome="rejected", evidence=(("farm", 3),))
+    assert explain_held(rejected, 0, None).endswith("limit farm tripped at 3; it was rejected.")
+    control = msgspec.structs.replace(CHECKIN, kind="member_frozen", event="f1", outcome="applied")
+    assert explain_held(control, 0, BEANS) == "Control event f1 froze the member."
+
+
+def test_a_release_says_how_long_the_member_is_immune() -> None:
+    said = moved("release", "held", "pending", entry=ORDER, by="alice", details={"immune_until_ms": 1_794_672_000_000})
+    assert said.endswith(
+        "released to pending by alice; no limit freezes the member or holds their points until "
+        "2026-11-14T16:00:00.000+00:00."
     )
