@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -9,13 +10,14 @@ from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from accrual.cli.arguments import Commands, add_command
 from accrual.engine import OFFLINE_SLACK_DAYS, DeadLetter, Decision, Engine, StreamEntry, open_engine, outcome_line
 from accrual.errors import InvalidEvent
 from accrual.events import arrival_of, mapping_from_json
 from accrual.events.text import compact_from_mapping
 from accrual.rulebook import load
 
-__all__ = ["outcome_lines", "replay"]
+__all__ = ["add", "outcome_lines"]
 
 BATCH_LINES: Final = 4096
 RECLAIM_BATCHES: Final = 64
@@ -23,11 +25,29 @@ READ_BYTES: Final = 1 << 20
 MAXIMUM_LINE_BYTES: Final = 16 << 20
 
 
-def replay(rulebook_path: str, events_path: str, engine_name: str) -> int:
-    """Print one outcome per line of ``events_path`` ("-" for stdin): SPEC section 5. Returns the exit status."""
-    engine = open_engine(engine_name, load(rulebook_path), slack_days=OFFLINE_SLACK_DAYS)
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "replay",
+        "decide a file of events, without a server",
+        "accrual replay --rulebook rulebook.toml events.jsonl > outcomes.jsonl",
+        _run,
+    )
+    parser.add_argument("--rulebook", metavar="FILE", required=True, help="file with the rulebook")
+    parser.add_argument(
+        "--engine",
+        choices=("fast", "reference"),
+        default="fast",
+        help="the compiled engine, or the plain one that it is checked against; default: fast",
+    )
+    parser.add_argument("events", metavar="EVENTS.jsonl", help='events, one JSON object per line; "-" reads stdin')
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    engine = open_engine(parsed.engine, load(parsed.rulebook), slack_days=OFFLINE_SLACK_DAYS)
     with ExitStack() as stack:
-        file = sys.stdin.buffer if events_path == "-" else stack.enter_context(Path(events_path).open("rb"))
+        file = sys.stdin.buffer if parsed.events == "-" else stack.enter_context(Path(parsed.events).open("rb"))
         for line in outcome_lines(engine, read_lines(file)):
             sys.stdout.buffer.write(line + b"\n")
     return 0
