@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 __all__ = ["Model", "ModelEntry", "ModelPosting"]
@@ -109,11 +109,11 @@ class Model:
         self.entries[entry.event] = entry
         self.accounts[entry.member].move(entry.account, entry.points)
 
-    def book_late(self, entry: ModelEntry) -> None:
-        """Book a late entry: of a settled day it is available at once."""
-        self.book(entry)
-        if entry.day in self.settled and entry.account == "pending":
-            self._settle_member(entry.day, entry.member)
+    def settle_late(self, entries: Iterable[ModelEntry]) -> None:
+        """Make what late entries that were booked together have brought of settled days available, together."""
+        for day, member in dict.fromkeys((entry.day, entry.member) for entry in entries if entry.account == "pending"):
+            if day in self.settled:
+                self._settle_member(day, member)
 
     # --------------------------------------------------------------------------------------------------- the jobs
 

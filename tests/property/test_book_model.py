@@ -83,6 +83,19 @@ def _of_model(posting: ModelPosting) -> tuple[Any, ...]:
     return (*fields, days, points, posting.event, posting.amount)
 
 
+def _turns(late: Sequence[Any]) -> list[list[Any]]:
+    """Return late entries as they are booked together: a member's are of one day."""
+    turns: list[list[Any]] = []
+    days: dict[str, int] = {}
+    for entry in late:
+        if not turns or days.get(entry.member, entry.day) != entry.day:
+            turns.append([])
+            days = {}
+        days[entry.member] = entry.day
+        turns[-1].append(entry)
+    return turns
+
+
 def month_later(day: int) -> int:
     """Return the day a month after, clamped to the month's end: all days here are in November, which has 30."""
     return day_number(date.fromordinal(day + date(1970, 1, 1).toordinal()).replace(month=12))
@@ -213,17 +226,19 @@ class BookMachine(RuleBasedStateMachine):
         self._do(lambda connection: slow(connection, self.partition.rulebook, refund_wait_hours=1), break_s)
         waiting = sorted(self.deferred, key=lambda item: item[0] == "refund")
         self.deferred = []
+        for turn in _turns([item["entry"] for cause, item in waiting if cause == "late"]):
+            self.model.settle_late([self._late(entry) for entry in turn])
         for cause, item in waiting:
             entry = item["entry"]
             if cause == "late":
-                self._late(entry)
-            elif any(known.order == entry.order for known in self.model.entries.values()):
+                continue
+            if any(known.order == entry.order for known in self.model.entries.values()):
                 self.model.refund(entry.event, entry.member, entry.order, entry.amount)
             else:
                 self.deferred.append((cause, item))
 
-    def _late(self, entry: Any) -> None:
-        """Decide a late order as the page says: per yuan, ×2.5 at the weekend, clamped to what the day has left."""
+    def _late(self, entry: Any) -> ModelEntry:
+        """Book a late order as the page says: per yuan, ×2.5 at the weekend, clamped to what the day has left."""
         weekend = (entry.day + 3) % 7 >= 5
         uncapped = entry.amount * 5 // 200 if weekend else entry.amount // 100
         same_day = [
@@ -231,9 +246,9 @@ class BookMachine(RuleBasedStateMachine):
         ]
         points = max(0, min(uncapped, CAP - sum(known.points for known in same_day)))
         outcome = "held" if entry.member in self.model_frozen else "granted"
-        self.model.book_late(
-            ModelEntry(entry.event, entry.member, entry.day, outcome, points, uncapped, entry.amount, entry.order)
-        )
+        booked = ModelEntry(entry.event, entry.member, entry.day, outcome, points, uncapped, entry.amount, entry.order)
+        self.model.book(booked)
+        return booked
 
     @rule(ago=st.integers(0, 4), break_s=BREAKS)
     def settle(self, ago: int, break_s: float) -> None:
