@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from accrual.cli.arguments import positive
 from bench import audit, book, core, drain, growth, jobs, latency, profile, restart
 from bench.machine import describe
 from bench.memory import find_memory
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("what", nargs="?", choices=(*BENCHMARKS, "all"), default="all", help="default: all")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, two runs: to see that it works")
     parser.add_argument(
-        "--runs", type=_positive, metavar="N", help="runs, of which the median counts (drain 5, others 3)"
+        "--runs", type=positive, metavar="N", help="runs, of which the median counts (drain 5, others 3)"
     )
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the workload; default %(default)s")
     parser.add_argument(
@@ -72,13 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         "--directory", type=Path, metavar="DIR", help="for the server's files; default: a temporary one"
     )
     group = parser.add_argument_group("core")
-    group.add_argument("--keys", type=_positive, nargs="+", metavar="N", help="keys a table; default 100000 1000000")
+    group.add_argument("--keys", type=positive, nargs="+", metavar="N", help="keys a table; default 100000 1000000")
     group.add_argument("--many-keys", action="store_true", help="10 million keys as well")
-    group.add_argument("--replies", type=_positive, metavar="N", help="replies of 8192 fresh events; default 24")
+    group.add_argument("--replies", type=positive, metavar="N", help="replies of 8192 fresh events; default 24")
     group = parser.add_argument_group("drain")
-    group.add_argument("--events", type=_positive, metavar="N", help="events on the stream; default 2000000")
-    group.add_argument("--members", type=_positive, metavar="N", help="members in them; default 1000000")
-    group.add_argument("--peer-events", type=_positive, metavar="N", help="events for the peer; default 50000")
+    group.add_argument("--events", type=positive, metavar="N", help="events on the stream; default 2000000")
+    group.add_argument("--members", type=positive, metavar="N", help="members in them; default 1000000")
+    group.add_argument("--peer-events", type=positive, metavar="N", help="events for the peer; default 50000")
     group.add_argument("--transport", choices=("tcp", "unix"), default="tcp", help="to the server; default tcp")
     names = [variant.name for variant in drain.VARIANTS]
     group.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
@@ -89,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_lasting(parser: argparse.ArgumentParser) -> None:
     """Add what belongs to latency, restart and growth."""
     group = parser.add_argument_group("latency, restart, growth")
-    group.add_argument("--rate", type=_positive, metavar="N", help="events per second that are sent; default 100000")
-    group.add_argument("--seconds", type=_positive, metavar="N", help="for which they are sent, each run; default 10")
+    group.add_argument("--rate", type=positive, metavar="N", help="events per second that are sent; default 100000")
+    group.add_argument("--seconds", type=positive, metavar="N", help="for which they are sent, each run; default 10")
     group.add_argument(
         "--linger-ms", type=int, default=1, metavar="N", help="the worker's setting; default %(default)s"
     )
@@ -104,20 +105,13 @@ def _add_lasting(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--state-members",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="members of the large state, of which a snapshot is taken; default 10000000 (16 GB of memory)",
     )
     group.add_argument(
-        "--replay-events", type=_positive, metavar="N", help="events behind the snapshot; default 2000000"
+        "--replay-events", type=positive, metavar="N", help="events behind the snapshot; default 2000000"
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 def _run_core(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:

@@ -63,17 +63,14 @@ class Watch:
     def __init__(self, connection: Connection, client: redis.Redis) -> None:
         self._connection = connection
         self._client = client
-        self._ended = threading.Event()
+        self._begun, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self.marks: list[Mark] = []
 
     def wait_until_booked(self) -> None:
         """Wait until something is in the book. Raises ``RuntimeError`` where it takes too long."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self.marks or self.marks[-1].booked == 1:
-            if time.monotonic() > deadline:
-                raise RuntimeError("nothing is booked")
-            time.sleep(LOOK_S)
+        if not self._begun.wait(START_TIMEOUT_S):
+            raise RuntimeError("nothing is booked")
 
     def between(self, begin_ns: int, end_ns: int) -> list[Mark]:
         """Return what was seen at those times, both included."""
@@ -83,6 +80,8 @@ class Watch:
         while not self._ended.wait(LOOK_S):
             (booked,) = self._connection.execute(POSITION).fetchone() or (1,)
             self.marks.append(Mark(time.monotonic_ns(), booked, checkpoint_of(self._client, KEYS).next_seq))
+            if booked > 1:
+                self._begun.set()
 
     def __enter__(self) -> Self:
         self._thread.start()

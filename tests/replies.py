@@ -1,13 +1,14 @@
-"""What a server answers to XREAD or XRANGE, byte for byte."""
+"""What a server answers to XREAD or XRANGE, byte for byte, and a connection that brings it."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from accrual.engine import StreamEntry
 from accrual.stream import Reader
 
-__all__ = ["bulk", "receive", "reply_of"]
+__all__ = ["MemoryConnection", "bulk", "receive", "reply_of"]
 
 
 def bulk(data: bytes) -> bytes:
@@ -35,3 +36,26 @@ def receive(reader: Reader, data: bytes) -> None:
         place[:size] = data[:size]
         reader.buffer_updated(size)
         data = data[size:]
+
+
+class MemoryConnection:
+    """A read connection without a server: one reply at a time goes from ``replies`` into the reader."""
+
+    def __init__(self, reader: Reader, replies: deque[bytes]) -> None:
+        self._reader = reader
+        self._replies = replies
+
+    async def reply(self) -> str:
+        """Return the kind of the next reply, which the reader then holds."""
+        if self._reader.kind is None:
+            receive(self._reader, self._replies.popleft())
+        assert self._reader.kind is not None
+        return self._reader.kind
+
+    def receive_into(self, reader: Reader) -> None:
+        """Give what comes from now on to ``reader``."""
+        self._reader.pass_on(reader)
+        self._reader = reader
+
+    def close(self) -> None:
+        """Leave everything as it is."""

@@ -174,7 +174,7 @@ def _as_limit(rule: EarningRule) -> Limit:
 
 
 def _check(connection: Connection, counted: Counted, about: dict[str, object], of: str) -> Iterator[Finding]:
-    if counted.bounds.count(None) == len(counted.bounds):
+    if all(bound is None for bound in counted.bounds):
         return
     running, seen, adds = MEASURES[counted.measure]
     place = "number, seq" if of == OF_LATE else "seq"

@@ -117,7 +117,7 @@ class BookMachine(RuleBasedStateMachine):
         self.minute = 0
         self.sent = 0
         self.orders: list[tuple[str, str]] = []
-        self.deferred: list[tuple[str, dict[str, Any]]] = []
+        self.deferred: list[Any] = []
         self.model_frozen: set[str] = set()
         # Before the first ingest the book knows no rulebook, and lots would live as long as they do by default.
         ingest(self.connection, self.partition)
@@ -202,7 +202,7 @@ class BookMachine(RuleBasedStateMachine):
 
     def _tell_model(self, entry: Any) -> None:
         if entry.outcome == "deferred":
-            self.deferred.append((entry.cause, {"entry": entry}))
+            self.deferred.append(entry)
         elif entry.outcome != "applied":
             self.model.book(
                 ModelEntry(
@@ -224,18 +224,16 @@ class BookMachine(RuleBasedStateMachine):
     @rule(break_s=BREAKS)
     def slow(self, break_s: float) -> None:
         self._do(lambda connection: slow(connection, self.partition.rulebook, refund_wait_hours=1), break_s)
-        waiting = sorted(self.deferred, key=lambda item: item[0] == "refund")
+        late = [entry for entry in self.deferred if entry.cause == "late"]
+        refunds = [entry for entry in self.deferred if entry.cause == "refund"]
         self.deferred = []
-        for turn in _turns([item["entry"] for cause, item in waiting if cause == "late"]):
+        for turn in _turns(late):
             self.model.settle_late([self._late(entry) for entry in turn])
-        for cause, item in waiting:
-            entry = item["entry"]
-            if cause == "late":
-                continue
+        for entry in refunds:
             if any(known.order == entry.order for known in self.model.entries.values()):
                 self.model.refund(entry.event, entry.member, entry.order, entry.amount)
             else:
-                self.deferred.append((cause, item))
+                self.deferred.append(entry)
 
     def _late(self, entry: Any) -> ModelEntry:
         """Book a late order as the page says: per yuan, ×2.5 at the weekend, clamped to what the day has left."""

@@ -42,7 +42,7 @@ from accrual.worker.progress import Progress
 from accrual.worker.recovery import Recovery
 from accrual.worker.snapshots import Snapshots
 from cutting import whole_commands
-from replies import receive, reply_of
+from replies import MemoryConnection, reply_of
 from strategies import ZONES, rulebook_or_skip, rulebook_texts, streams
 from workers import NOON_MS, RULEBOOK, compact, order
 
@@ -115,13 +115,12 @@ class Partition:
         return reply_of(found, key=None)
 
 
-class Connection:
-    """A read connection to a partition: one reply at a time goes into the reader."""
+class Connection(MemoryConnection):
+    """A read connection to a partition in memory, which it asks at once."""
 
     def __init__(self, partition: Partition, reader: Reader) -> None:
+        super().__init__(reader, deque())
         self._partition = partition
-        self._reader = reader
-        self._replies: deque[bytes] = deque()
 
     def send(self, pieces: Sequence[bytes]) -> None:
         for _, _, words in whole_commands(b"".join(pieces)):
@@ -129,19 +128,6 @@ class Connection:
             count = int(words[5]) if len(words) > 4 else None
             after, through = parse_stream_id(words[2].removeprefix(b"(")), parse_stream_id(words[3])
             self._replies.append(self._partition.between(after, through, count))
-
-    async def reply(self) -> str:
-        if self._reader.kind is None:
-            receive(self._reader, self._replies.popleft())
-        assert self._reader.kind is not None
-        return self._reader.kind
-
-    def receive_into(self, reader: Reader) -> None:
-        self._reader.pass_on(reader)
-        self._reader = reader
-
-    def close(self) -> None:
-        pass
 
 
 class LocalIntake(Intake):

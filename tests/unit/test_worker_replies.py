@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,10 +15,10 @@ from accrual.engine import Secret, StreamEntry
 from accrual.engine.fast import FastEngine
 from accrual.rulebook import parse
 from accrual.settings import Settings
-from accrual.stream import Checkpoint, Keys, ReadConnection, Reader
+from accrual.stream import Checkpoint, Keys, ReadConnection
 from accrual.worker.intake import Intake
 from accrual.worker.pipeline import Pipeline
-from replies import receive, reply_of
+from replies import MemoryConnection, reply_of
 from workers import NOON_MS, RULEBOOK, compact, order
 
 MANY = 60_000
@@ -33,12 +34,8 @@ FIRST = reply_of([entry_of(0, MANY)])
 SECOND = reply_of([entry_of(MANY + index * 64, 64) for index in range(64)])
 
 
-class Connection:
-    """Gives the replies of a list, taking them out of it, and then none any more."""
-
-    def __init__(self, reader: Reader, replies: list[bytes]) -> None:
-        self._reader = reader
-        self._replies = replies
+class Connection(MemoryConnection):
+    """Gives the replies that there are, taking them out, and then none any more."""
 
     def send(self, pieces: Sequence[bytes]) -> None:
         """Take note of nothing."""
@@ -47,16 +44,7 @@ class Connection:
         await asyncio.sleep(0.001)
         if not self._replies:
             raise asyncio.CancelledError
-        receive(self._reader, self._replies.pop(0))
-        assert self._reader.kind is not None
-        return self._reader.kind
-
-    def receive_into(self, reader: Reader) -> None:
-        self._reader.pass_on(reader)
-        self._reader = reader
-
-    def close(self) -> None:
-        pass
+        return await super().reply()
 
 
 class Commits:
@@ -74,7 +62,7 @@ class Commits:
         self.values.append(commit.value)
 
 
-def pipeline_of(replies: list[bytes], commits: Commits, engine: FastEngine) -> Pipeline:
+def pipeline_of(replies: deque[bytes], commits: Commits, engine: FastEngine) -> Pipeline:
     settings = Settings(block_ms=1, batch_events=1 << 20, linger_ms=0)
 
     class LocalIntake(Intake):
@@ -102,7 +90,7 @@ def open_fast() -> FastEngine:
 def values_of(replies: list[bytes]) -> list[bytes]:
     commits = Commits()
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(pipeline_of(replies, commits, open_fast()).run(None))
+        asyncio.run(pipeline_of(deque(replies), commits, open_fast()).run(None))
     return commits.values
 
 
@@ -119,7 +107,7 @@ def test_a_failure_is_noticed_though_nothing_comes(monkeypatch: pytest.MonkeyPat
 
     engine = open_fast()
     monkeypatch.setattr(engine, "decide", fail)
-    replies = [FIRST, *[NIL] * 20]
+    replies = deque([FIRST, *[NIL] * 20])
     with pytest.raises(MemoryError, match="planted"):
         asyncio.run(pipeline_of(replies, Commits(), engine).run(None))
     assert replies, "nobody asked before the end"
