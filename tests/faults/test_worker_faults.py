@@ -248,7 +248,7 @@ def test_out_of_memory_refuses_batches_whole_and_passes(
         client.config_set("maxmemory", "1mb")
         wait_until(lambda: "OOM" in worker.said, "it is refused")
         stuck = checkpoint_of(client, "p").batch
-        time.sleep(0.5)
+        time.sleep(1.0)
         assert checkpoint_of(client, "p").batch == stuck
         assert client.xlen(KEYS.ledger) == stuck
         # It keeps its partition meanwhile.
