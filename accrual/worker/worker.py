@@ -98,6 +98,8 @@ class Worker:
             if self._snapshots is not None:
                 await self._snapshots.end()
             await self._client.aclose()
+            # What this run leaves behind may be collected again: a process may run several workers in turn.
+            gc.unfreeze()
 
     async def _work(self) -> None:
         owned = await self._own()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import re
@@ -66,6 +67,7 @@ def drain(server: Server, rulebook: Path, partition: str = "p", **settings: Any)
         Settings(redis=server.url, partition=partition, rulebook=str(rulebook), **chosen), load(rulebook), drain=True
     )
     uvloop.run(worker.run())
+    assert gc.get_freeze_count() == 0
 
 
 def check(server: Server, rulebook: str | Path = RULEBOOK, partition: str = "p", secret: Secret = SECRET) -> None:
