@@ -154,6 +154,8 @@ def _verify(archive: Archive, settings: Settings) -> int:
         raise ArchiveError(
             f"{archive.place}: ends with segment {standing.segments}, and {noted.segments} were archived"
         )
+    if not numbers and not settings.redis:
+        raise ArchiveError(f"{archive.place}: there is no segment of {settings.partition} to verify")
     found = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
     print(f"segments: {found}; entries: {entries}, up to {stream_id_text(standing.position)}")
     return 0

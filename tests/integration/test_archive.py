@@ -591,6 +591,12 @@ def test_all_segments_are_verified(server: Server, client: redis.Redis, archive:
     assert f"ends with segment {last - 1}, and {last} were archived".encode() in missing.stderr
 
 
+def test_where_nothing_is_nothing_was_verified(tmp_path: Path) -> None:
+    done = command("archive", "verify", "--partition", "p", "--archive", tmp_path / "mistyped")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"mistyped/events-p: there is no segment of p to verify" in done.stderr
+
+
 def test_it_follows_the_stream_until_it_is_told_to_stop(server: Server, client: redis.Redis, tmp_path: Path) -> None:
     with ArchiverProcess(server.url, tmp_path / "archive", "--archive-interval-s", "0") as process:
         for first, last in ((1, 100), (300, 300), (301, 301)):
