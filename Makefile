@@ -3,6 +3,7 @@
 #   PYTHON=python3.12 make test     another interpreter for a new .venv
 #   BUILD=debug make test           another build of the compiled core (see setup.py)
 #   ARGS="-k window" make test      more arguments for pytest, the demo or the benchmarks
+#   ARGS="-n 0 --pdb" make test     all tests in one process, for a debugger
 
 PYTHON ?= python3
 BUILD ?= release
@@ -15,6 +16,8 @@ BIN := $(VENV)/bin
 # PYTHONPATH, is never shadowed by the release build beside its sources.
 RUN := PYTHONSAFEPATH=1 $(BIN)/python
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Each process has servers of its own, and the files are dealt out among them.
+PYTEST := $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 CORE := $(shell find fastpath -name '*.pyx' -o -name '*.pxd' -o -name '*.py' 2>/dev/null)
 BUILT = build/$(1)/.built
@@ -35,10 +38,10 @@ demo: $(VENV)/.has-demo $(call BUILT,$(BUILD)) ## stream a member day of grocery
 	$(call LIBRARY,$(BUILD)) $(BIN)/accrual demo $(ARGS)
 
 test: $(VENV)/.has-test $(call BUILT,$(BUILD)) $(REDIS) ## run the tests on servers that they start themselves
-	$(call LIBRARY,$(BUILD)) $(RUN) -m pytest $(ARGS)
+	$(call LIBRARY,$(BUILD)) $(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.has-test $(call BUILT,$(BUILD)) $(REDIS) ## run the tests with the long fault and load runs
-	$(call LIBRARY,$(BUILD)) $(RUN) -m pytest -m "" $(ARGS)
+	$(call LIBRARY,$(BUILD)) $(PYTEST) -m "" $(ARGS)
 
 build: $(call BUILT,$(BUILD)) ## compile the core; BUILD=release|native|debug|coverage|sanitize|annotate
 
@@ -67,7 +70,7 @@ format: $(VENV)/.has-check ## rewrite the Python files as `make check` wants the
 sanitize: $(VENV)/.has-test $(call BUILT,sanitize) ## run the tests of the core under AddressSanitizer and UBSan
 	$(call LIBRARY,sanitize) PYTHONMALLOC=malloc LD_PRELOAD="$$($(SANITIZE_CC) -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(RUN) -m pytest -p no:cacheprovider tests/unit tests/vectors tests/property $(ARGS)
+	$(PYTEST) -p no:cacheprovider tests/unit tests/vectors tests/property $(ARGS)
 
 # Cython's plugin finds the lines of a .pyx through the C beside it, and only there.
 coverage: $(VENV)/.has-test $(VENV)/.has-coverage $(call BUILT,coverage) $(REDIS) ## which lines the tests reach
