@@ -129,6 +129,10 @@ def test_no_kind_of_posting_moves_points_between_other_accounts(booked: tuple[Se
         ("settle", "pending", "available"),
         *(("release", "held", account) for account in ("pending", "available")),
         ("confirm", "held", "issuance"),
+        # Of negative points.
+        ("settle", "available", "pending"),
+        *(("release", account, "held") for account in ("pending", "available")),
+        ("confirm", "issuance", "held"),
         *(("refund", account, "issuance") for account in ("held", "pending", "available")),
         *(("clawback", account, "issuance") for account in ("pending", "available")),
         ("expire", "available", "expired"),
