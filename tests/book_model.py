@@ -85,7 +85,7 @@ class Account:
     def is_sound(self) -> bool:
         """Tell whether the points can be as they are."""
         lots = self.lots.values()
-        return min(self.pending, self.held, *lots, 0) == 0 and sum(lots) == max(0, self.available)
+        return min([0, *lots]) == 0 and sum(lots) == max(0, self.available)
 
 
 class Model:
@@ -131,7 +131,8 @@ class Model:
             self._post("settle", member, day, "pending", "available", points)
 
     def release(self, member: str) -> None:
-        for entry in self._entries_in(member, "held"):
+        # What gives comes before what takes.
+        for entry in sorted(self._entries_in(member, "held"), key=lambda entry: entry.left < 0):
             if entry.left:
                 target = "available" if entry.day in self.settled else "pending"
                 self._post("release", member, entry.day, "held", target, entry.left, entry.event)
@@ -144,7 +145,7 @@ class Model:
     def claw_back(self, member: str, first: int, last: int) -> None:
         for entry in self._entries_in(member, "pending", "available"):
             if first <= entry.day <= last:
-                self._reverse("clawback", entry, entry.left)
+                self._reverse("clawback", entry, max(0, entry.left))
 
     def refund(self, event: str, member: str, order: str, amount: int) -> None:
         """Refund an order that is booked; what cannot be is an exception."""
@@ -160,7 +161,7 @@ class Model:
             return
         entry.refunded += amount
         keep = entry.left
-        if entry.amount:
+        if entry.amount and entry.points > 0:
             keep = min(entry.points, entry.uncapped * (entry.amount - entry.refunded) // entry.amount)
         self._reverse("refund", entry, max(0, entry.left - keep), amount)
 
@@ -181,6 +182,9 @@ class Model:
         posting = self.postings[place]
         if not trial._is_sound(posting.member, posting.day):
             return False
+        if posting.kind == "release" and posting.target == "pending" and posting.day in self.settled:
+            # With what it takes from pending again, the day may have come to nothing when it was settled.
+            trial._settle_member(posting.day, posting.member)
         self.__dict__.update(trial.__dict__)
         return True
 
@@ -205,12 +209,14 @@ class Model:
     def _post(
         self, kind: str, member: str, day: int, source: str, target: str, points: int, event: str = "", amount: int = 0
     ) -> None:
+        if points < 0:
+            source, target, points = target, source, -points
         account = self.accounts[member]
         lots: list[tuple[int | None, int]] = []
         if target == "available":
             lots = account.arriving(day, points)
         elif source == "available":
-            lots = account.leaving(points, None if kind == "adjust" else day)
+            lots = account.leaving(points, day if kind in ("refund", "clawback", "expire") else None)
         account.move(source, -points)
         account.move(target, points)
         self.postings.append(ModelPosting(kind, member, day, source, target, points, lots, event, amount))
@@ -231,11 +237,11 @@ class Model:
         elif posting.kind == "release":
             entry.account, entry.settled_by = "held", None
         else:
-            entry.left += posting.points
+            entry.left += posting.points if posting.target == "issuance" else -posting.points
             entry.refunded -= posting.amount
-            if posting.source == "pending" and posting.day in self.settled:
-                # The entry went on without them.
-                self._settle_member(posting.day, posting.member)
+        if posting.source == "pending" and posting.kind != "settle" and posting.day in self.settled:
+            # The entry went on without them.
+            self._settle_member(posting.day, posting.member)
 
     def _moved(self, member: str, day: int, account: str) -> int:
         """Return what an account has of a member's day, as entries and postings moved it."""

@@ -24,6 +24,7 @@ __all__ = [
     "BOOK_RULEBOOK",
     "DAY_MS",
     "MORNING_MS",
+    "TAKING_RULEBOOK",
     "Partition",
     "at",
     "balance",
@@ -31,6 +32,7 @@ __all__ = [
     "ingest",
     "order",
     "run_json",
+    "taking",
 ]
 
 DAY_MS: Final = 86_400_000
@@ -82,6 +84,11 @@ max = 5
 action = "freeze"
 """
 
+# By which an order that is tagged `taking` comes to minus half its base.
+TAKING_RULEBOOK: Final = BOOK_RULEBOOK.replace("version = 1", 'version = 1\nstacking = "add"') + "".join(
+    f'\n[[campaign]]\nid = "{name}"\nmultiplier = "0.25"\ntags = ["taking"]\n' for name in ("taking", "taking-more")
+)
+
 
 def at(day: int = 0, minutes: int = 0) -> int:
     """Return a time in ms: ``minutes`` after 08:00 of the ``day``-th day from 2026-11-10, in Shanghai."""
@@ -98,6 +105,11 @@ def order(number: int, member: str = "m1", amount: int = 1000, day: int = 0, **f
         "amount": amount,
         "order": f"o{number}",
     } | fields
+
+
+def taking(number: int, member: str = "m1", amount: int = 1000, day: int = 0, **fields: Any) -> dict[str, Any]:
+    """Return an order that by ``TAKING_RULEBOOK`` takes points from its member: 5 for 10 yuan."""
+    return order(number, member, amount, day, tags=["taking"]) | fields
 
 
 class Partition:

@@ -114,7 +114,8 @@ def is_put_right(finding: Finding, approved: Approved) -> bool:
     if correction is None or correction.corrects is not None or finding.member is None:
         return False
     moved = approved.get((correction.adjustment, finding.member), 0)
-    return moved <= correction.points < 0 if finding.check in AT_MOST else moved == correction.points
+    is_too_much = finding.check in AT_MOST and correction.points < 0
+    return moved <= correction.points if is_too_much else moved == correction.points
 
 
 def propose(connection: Connection, findings: Iterable[Finding], *, by: str) -> Iterator[dict[str, Any]]:

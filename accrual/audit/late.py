@@ -287,11 +287,15 @@ def _capped(limits: Sequence[Limit], uncapped: int, known: Known, tripped: dict[
         for limit in limits:
             if limit.measure != "points" or (limit.action == "clamp") != clamps:
                 continue
-            used = min(LARGEST_TOTAL, int(known.totals.get(limit.id) or 0))
+            used = _total(int(known.totals.get(limit.id) or 0))
             if used + points > limit.max:
-                tripped[limit.id] = min(LARGEST_TOTAL, used + points)
+                tripped[limit.id] = _total(used + points)
                 points = max(0, limit.max - used) if clamps else points
     return points
+
+
+def _total(points: int) -> int:
+    return max(-LARGEST_TOTAL - 1, min(LARGEST_TOTAL, points))
 
 
 class _Before:

@@ -60,7 +60,7 @@ def check_refunds(connection: Connection) -> Iterator[Finding]:
         if undone is not None:
             continue
         held = points if outcome in ("granted", "held") else 0
-        keep = min(points, uncapped * (amount_fen - total) // amount_fen) if amount_fen else held
+        keep = min(points, uncapped * (amount_fen - total) // amount_fen) if amount_fen and points > 0 else held
         expected = max(0, held - before - keep)
         posted = sum(moved for _, moved in postings)
         if (reversed_points, posted) != (expected, expected):

@@ -105,7 +105,7 @@ class Measure(NamedTuple):
 
 MEASURES: Final = {
     "points": Measure(
-        *(KEPT, "(e.points > 0 OR NOT r.clamps)", BUCKETS.format(whole="sum(points)")),
+        *(KEPT, "(e.points > 0 OR NOT r.clamps)", BUCKETS.format(whole="sum(greatest(points, 0))")),
         *("points", LEAVING.format(value="points")),
     ),
     "events": Measure(DECIDED, "true", BUCKETS.format(whole="count(*)"), "1", LEAVING.format(value="1")),

@@ -309,13 +309,14 @@ def _undo(cursor: psycopg.Cursor[Any], adjustment: Adjustment, approved_by: str 
     them. Where its points have been used since, they cannot be: that is a ``BookError``, and nothing is posted.
     """
     cursor.execute(
-        "SELECT kind, member, day, from_account = 'pending' FROM book.standing WHERE number = %s",
+        "SELECT kind, member, day, from_account = 'pending', to_account = 'pending' FROM book.standing "
+        "WHERE number = %s",
         (adjustment.corrects,),
     )
     row = cursor.fetchone()
     if row is None:
         raise BookError(f"posting {adjustment.corrects} is undone already")
-    kind, member, day, is_pending_again = row
+    kind, member, day, is_pending_again, was_pending = row
     fitted = _fits(cursor, member, day)
     action = _act(cursor, "correct", adjustment, approved_by, corrects=adjustment.corrects, kind=kind)
     cursor.execute(UNDO, {"action": action, "corrects": adjustment.corrects})
@@ -325,6 +326,9 @@ def _undo(cursor: psycopg.Cursor[Any], adjustment: Adjustment, approved_by: str 
             _move_on(cursor, member, day, approved_by or adjustment.by)
         if fitted and not _fits(cursor, member, day):
             raise BookError("the points that it moved were moved on")
+        if was_pending and kind != "settle":
+            # With negative points beside them, they may have come to nothing when the day was settled.
+            _move_on(cursor, member, day, approved_by or adjustment.by)
     except BookError as error:
         used = "or its points have been used since; adjust them by hand"
         raise BookError(f"posting {adjustment.corrects} cannot be undone: {error}, {used}") from error

@@ -20,7 +20,7 @@ PAGE_MEMBERS: Final = 100
 QUERY: Final = """
     SELECT c.member, coalesce(m.state, 'active'), coalesce(b.held, 0), x.entries
     FROM (
-        SELECT member FROM book.balances WHERE held > 0 UNION SELECT member FROM book.members WHERE state = 'frozen'
+        SELECT member FROM book.balances WHERE held <> 0 UNION SELECT member FROM book.members WHERE state = 'frozen'
     ) c
     LEFT JOIN book.balances b USING (member)
     LEFT JOIN book.members m USING (member)
@@ -37,10 +37,10 @@ QUERY: Final = """
         LEFT JOIN LATERAL (
             SELECT points_left FROM book.holdings h
             WHERE (h.day, h.partition_id, h.seq, h.late) = (e.day, e.partition_id, e.seq, e.late)
-                AND e.outcome = 'held' AND h.account = 'held' AND h.points_left > 0
+                AND e.outcome = 'held' AND h.account = 'held' AND h.points_left <> 0
         ) h ON true
         WHERE e.member = c.member AND e.outcome <> 'granted'
-            AND (h.points_left > 0 OR m.state = 'frozen' AND e.number = m.number
+            AND (h.points_left <> 0 OR m.state = 'frozen' AND e.number = m.number
                 AND (e.kind = 'member_frozen' OR e.evidence IS NOT NULL))
     ) x
     WHERE %(member)s::text IS NULL OR c.member = %(member)s

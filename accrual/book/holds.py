@@ -1,9 +1,10 @@
 """``release`` and ``confirm``: what a reviewer makes of a frozen member (SPEC section 9).
 
 Released points go on as if they had never been held; confirmed ones go back to where they came from, and with them,
-where the reviewer asks for it, what the member earned in a span of days before. The fast path learns of it by an event
-that is written in the same transaction (outbox.py). What it decides until it has learnt of it is held, or granted, as
-before: such points are booked later, and a release or a confirmation that is repeated then takes them too.
+where the reviewer asks for it, what the member earned in a span of days before; what took points from the member then
+is left alone. The fast path learns of it by an event that is written in the same transaction (outbox.py). What it
+decides until it has learnt of it is held, or granted, as before: such points are booked later, and a release or a
+confirmation that is repeated then takes them too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from accrual.book.outbox import write_event
 from accrual.book.people import NOTE_BYTES, check_person, check_reason, check_text
 from accrual.book.posting import act, is_settled, lock_members, plan, post
 from accrual.book.programme import expiry_months
+from accrual.book.settle import settle_again
 from accrual.book.texts import stored
 from accrual.errors import BookError, UsageError
 from accrual.rulebook import day_text
@@ -28,23 +30,28 @@ __all__ = ["Verdict", "confirm", "release"]
 # SPEC section 1: a time is less than this.
 TIMES_END_MS: Final = 2**53
 
-HELD: Final = "FROM book.holdings WHERE member = %(member)s AND account = 'held' AND points_left > 0"
+HELD: Final = "FROM book.holdings WHERE member = %(member)s AND account = 'held' AND points_left <> 0"
 
 HELD_DAYS: Final = f"SELECT DISTINCT day - date '1970-01-01' {HELD} ORDER BY 1"
 
 RELEASED: Final = f"""
-    SELECT member, 'release', 'held',
-        CASE WHEN day = ANY(%(settled)s::date[]) THEN 'available' ELSE 'pending' END, points_left, day,
+    SELECT member, 'release', CASE WHEN points_left > 0 THEN 'held' ELSE there END,
+        CASE WHEN points_left > 0 THEN there ELSE 'held' END, abs(points_left), day,
         (day + make_interval(months => %(months)s))::date, false, partition_id, seq, late, NULL::bigint
-    {HELD} ORDER BY number, seq
-"""
+    FROM (
+        SELECT *, CASE WHEN day = ANY(%(settled)s::date[]) THEN 'available' ELSE 'pending' END AS there {HELD}
+    ) h
+    ORDER BY points_left < 0, number, seq
+"""  # noqa: S608 - nothing but texts of this file
 
 CONFIRMED: Final = """
-    SELECT member, CASE account WHEN 'held' THEN 'confirm' ELSE 'clawback' END, account, 'issuance', points_left, day,
+    SELECT member, CASE account WHEN 'held' THEN 'confirm' ELSE 'clawback' END,
+        CASE WHEN points_left > 0 THEN account ELSE 'issuance' END,
+        CASE WHEN points_left > 0 THEN 'issuance' ELSE account END, abs(points_left), day,
         NULL::date, account = 'available', partition_id, seq, late, NULL::bigint
     FROM book.holdings
-    WHERE member = %(member)s AND points_left > 0
-        AND (account = 'held' OR day BETWEEN %(first)s::date AND %(last)s::date)
+    WHERE member = %(member)s AND points_left <> 0
+        AND (account = 'held' OR points_left > 0 AND day BETWEEN %(first)s::date AND %(last)s::date)
     ORDER BY number, seq
 """
 
@@ -142,6 +149,8 @@ def confirm(
             cursor.execute("SELECT coalesce(sum(points), 0)::bigint FROM moves WHERE kind = 'clawback'")
             clawed_back: int = (cursor.fetchone() or (0,))[0]
             points = post(cursor, action)
+            if clawed_back:
+                settle_again(cursor)
             event = _tell(cursor, "member_blocked", member, partition_id, action) if state != "blocked" else ""
             _set_state(cursor, name, "blocked", partition_id, action)
             return Verdict(member, "blocked", True, postings, points, clawed_back, "" if dry_run else event)

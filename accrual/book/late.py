@@ -36,7 +36,7 @@ TOTALS: Final[LiteralString] = """
 """
 MEASURES: Final[dict[str, LiteralString]] = {
     "events": "count(*)",
-    "points": f"least(sum(points), {2**63 - 1})::bigint",
+    "points": f"greatest({-(2**63)}, least(sum(points), {2**63 - 1}))::bigint",
     "members": "(array_agg(DISTINCT member))[1:%(members)s]",
 }
 

@@ -58,7 +58,7 @@ LEGS: Final = """
         FROM book.entries e LEFT JOIN posted b ON b.number = e.number
         LEFT JOIN book.resolutions r ON e.late AND (r.partition_id, r.seq) = (e.partition_id, e.seq)
         LEFT JOIN book.actions a USING (action)
-        WHERE e.outcome IN ('granted', 'held') AND e.points > 0
+        WHERE e.outcome IN ('granted', 'held') AND e.points <> 0
         UNION ALL
         SELECT p.kind, p.from_account, p.to_account, p.points, p.day, p.booked_at,
             CASE p.kind WHEN 'adjust' THEN p.day WHEN 'expire' THEN (a.details ->> 'day')::date
@@ -83,7 +83,7 @@ MOVEMENT: Final = (
     + """
     SELECT coalesce(sum(points * outstanding) FILTER (WHERE effective < %(first)s), 0),
         coalesce(sum(points) FILTER (WHERE within AND kind = 'accrue'), 0),
-        coalesce(sum(points) FILTER (WHERE within AND kind IN ('refund', 'confirm', 'clawback')), 0),
+        coalesce(sum(-points * outstanding) FILTER (WHERE within AND kind IN ('refund', 'confirm', 'clawback')), 0),
         coalesce(sum(points) FILTER (WHERE within AND to_account = 'redeemed'), 0),
         coalesce(sum(points) FILTER (WHERE within AND to_account = 'expired'), 0),
         coalesce(sum(points * outstanding) FILTER (WHERE within AND kind IN ('adjust', 'correct')), 0),

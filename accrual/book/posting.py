@@ -28,7 +28,17 @@ from psycopg.types.json import Jsonb
 
 from accrual.book.spread import Leaving, Lot, spread
 
-__all__ = ["ENTRY_COLUMNS", "MOVE_COLUMNS", "act", "is_settled", "lock_members", "plan", "post"]
+__all__ = [
+    "ENTRY_COLUMNS",
+    "MOVE_COLUMNS",
+    "act",
+    "begin_settlement",
+    "is_settled",
+    "lock_day",
+    "lock_members",
+    "plan",
+    "post",
+]
 
 Cursor = psycopg.Cursor[Any]
 
@@ -154,7 +164,14 @@ CHANGE_BALANCES: Final = """
     WHERE m.member = b.member
 """
 
-STEPS: Final = (INSERT_POSTINGS, GROW_LOTS, SHRINK_LOTS, CHANGE_BALANCES)
+# What an entry of negative points has the other way round is the only thing that goes to `held`, or from `available` to
+# `pending`.
+SUM: Final = """
+    SELECT coalesce(sum(CASE WHEN to_account = 'held' OR (from_account, to_account) = ('available', 'pending')
+        THEN -points ELSE points END), 0)::bigint FROM moves
+"""
+
+STEPS: Final = (INSERT_POSTINGS, SHRINK_LOTS, CHANGE_BALANCES)
 
 
 def act(
@@ -191,8 +208,8 @@ def lock_members(cursor: Cursor, members: Sequence[str]) -> None:
 def plan(cursor: Cursor, query: LiteralString, parameters: Mapping[str, object], *, of_entries: bool = False) -> int:
     """Plan the moves that ``query`` selects (``MOVE_COLUMNS``) of locked members, and return how many there are.
 
-    Those of a member are made in the order in which they are selected; none has both, some into ``available`` and some
-    out of it.
+    Those of a member are made in the order in which they are selected: first those into ``available``, if any, and then
+    those out of it.
     With ``of_entries`` it also selects which entry each of them is of, and why (``ENTRY_COLUMNS``).
     """
     columns = f"{MOVE_COLUMNS}, {ENTRY_COLUMNS}" if of_entries else MOVE_COLUMNS
@@ -203,12 +220,17 @@ def plan(cursor: Cursor, query: LiteralString, parameters: Mapping[str, object],
 
 
 def post(cursor: Cursor, action: int) -> int:
-    """Post the moves that were planned, in their order, and return the sum of their points."""
+    """Post the moves that were planned, in their order, and return the sum of their points.
+
+    Those of entries with negative points, which go the other way, count below zero.
+    """
     cursor.execute(SPREAD_ARRIVING)
+    # What arrives may leave again.
+    cursor.execute(GROW_LOTS)
     _spread_leaving(cursor)
     for step in STEPS:
         cursor.execute(step, {"action": action})
-    cursor.execute("SELECT coalesce(sum(points), 0)::bigint FROM moves")
+    cursor.execute(SUM)
     return int((cursor.fetchone() or (0,))[0])
 
 
@@ -231,9 +253,14 @@ def is_settled(cursor: Cursor, day: int) -> bool:
     return cursor.fetchone() == (True,)
 
 
+def lock_day(cursor: Cursor, day: int) -> None:
+    """Wait for all who have asked whether day number ``day`` is settled, and let nobody ask until we are done."""
+    cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (DAY_LOCK, day))
+
+
 def begin_settlement(cursor: Cursor, day: int, action: int) -> None:
     """Mark day number ``day`` as settled from now on: whatever is released or comes late is available at once."""
-    cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (DAY_LOCK, day))
+    lock_day(cursor, day)
     cursor.execute(
         "INSERT INTO book.settled_days (day, action) VALUES (date '1970-01-01' + %s, %s) ON CONFLICT DO NOTHING",
         (day, action),

@@ -16,6 +16,7 @@ import psycopg
 
 from accrual.book.chunks import Done
 from accrual.book.posting import act, lock_members, plan, post
+from accrual.book.settle import settle_again
 from accrual.book.texts import stored
 from accrual.book.waiting import Deferred, claim, held_ids, open_exception, refunds_to_judge, resolve
 
@@ -31,8 +32,9 @@ ORDERS: Final = """
     WHERE i.paid_order = ANY(%s) ORDER BY e.number, e.seq
 """
 
-# What is known of the orders under their members' locks: what was refunded before, where their points are. A refund
-# whose reversal was undone does not count; one that had nothing to reverse has no posting.
+# What is known of the orders under their members' locks: what was refunded before, where their points are, and whether
+# their day is settled. A refund whose reversal was undone does not count; one that had nothing to reverse has no
+# posting.
 STANDING: Final = """
     SELECT o.partition_id, o.seq, o.late,
         (SELECT coalesce(sum(amount_fen), 0)::bigint FROM book.refunds r
@@ -41,7 +43,7 @@ STANDING: Final = """
                 SELECT FROM book.standing s
                 WHERE (s.partition_id, s.seq, s.late) = (o.partition_id, o.seq, o.late)
                     AND (s.kind, s.action, s.cause_seq) = ('refund', r.action, r.seq)))),
-        h.points_left, h.account
+        h.points_left, h.account, EXISTS (SELECT FROM book.settled_days s WHERE s.day = o.day)
     FROM unnest(%(days)s::date[], %(partitions)s::smallint[], %(seqs)s::bigint[], %(lates)s::boolean[])
         AS o (day, partition_id, seq, late)
     LEFT JOIN book.holdings h ON (h.day, h.partition_id, h.seq, h.late) = (o.day, o.partition_id, o.seq, o.late)
@@ -81,12 +83,13 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A refund that is accepted: how many points of the order are reversed, and out of which account."""
+    """A refund that is accepted: how many points of the order, whose day may be settled, are reversed out of where."""
 
     refund: Deferred
     order: Order
     reversed: int
     account: str | None
+    is_settled: bool
 
 
 def judge_refunds(cursor: psycopg.Cursor[Any], wait_s: float, by: str) -> Done | None:
@@ -148,15 +151,17 @@ def _judge(
     accepted, refused = [], []
     for order_id, order in found.items():
         refund = refunds[order_id]
-        refunded_fen, left, account = standing[order.key]
+        refunded_fen, left, account, is_settled = standing[order.key]
         fault = _fault(refund, order, orders[order_id], refunded_fen)
         if fault is not None:
             open_exception(cursor, fault[0], refund, fault[1], {"order": order_id})
             refused.append(refund)
             continue
         assert refund.amount_fen is not None
-        keep = order.keep(refunded_fen + refund.amount_fen) if order.amount_fen else left
-        accepted.append(Accepted(refund, order, max(0, left - keep), account))
+        # What an order has taken from its member it does not give back.
+        has_points = order.amount_fen > 0 and order.points > 0
+        keep = order.keep(refunded_fen + refund.amount_fen) if has_points else left
+        accepted.append(Accepted(refund, order, max(0, left - keep), account, is_settled))
     return accepted, refused, [refund for order_id, refund in refunds.items() if order_id not in found]
 
 
@@ -176,7 +181,7 @@ def _order_of(candidates: Sequence[Order]) -> Order | None:
 
 def _standing(
     cursor: psycopg.Cursor[Any], orders: Sequence[Order]
-) -> dict[tuple[int, int, bool], tuple[int, int, str | None]]:
+) -> dict[tuple[int, int, bool], tuple[int, int, str | None, bool]]:
     cursor.execute(
         STANDING,
         {
@@ -186,7 +191,7 @@ def _standing(
             "lates": [order.late for order in orders],
         },
     )
-    return {(row[0], row[1], row[2]): (row[3], row[4] or 0, row[5]) for row in cursor.fetchall()}
+    return {(row[0], row[1], row[2]): (row[3], row[4] or 0, row[5], row[6]) for row in cursor.fetchall()}
 
 
 def _fault(refund: Deferred, order: Order, candidates: Sequence[Order], refunded_fen: int) -> tuple[str, str] | None:
@@ -224,4 +229,7 @@ def _reverse(cursor: psycopg.Cursor[Any], accepted: Sequence[Accepted], action: 
         "causes": [item.refund.seq for item in moving],
     }
     postings = plan(cursor, REVERSALS, parameters, of_entries=True)
-    return Done(len({item.order.member for item in moving}), postings, post(cursor, action))
+    done = Done(len({item.order.member for item in moving}), postings, post(cursor, action))
+    if any(item.is_settled and item.account == "pending" for item in moving):
+        settle_again(cursor)
+    return done

@@ -86,7 +86,7 @@ def group_of(
     # that say why a limit tripped are many times as wide as others, and are laid out on their own.
     by_event = np.argsort(columns["event"].padded(), kind="stable")
     by_member = np.argsort(columns["member"].padded(), kind="stable")
-    moved = booked & (outcome <= HELD) & (points > 0)
+    moved = booked & (outcome <= HELD) & (points != 0)
     deferred = np.flatnonzero(~identified)
     payloads = copying.pieces([payload for batch in filled for payload in batch.payloads()])
     return Group(
@@ -119,7 +119,7 @@ def _rows(columns: Mapping[str, Column], names: Sequence[str], places: NDArray[n
 
 
 def _balances(members: Column, moved: NDArray[np.intp], outcome: NDArray[Any], points: NDArray[Any]) -> list[bytes]:
-    """Return what each member's balances grow by, as the entries ``moved``, in the order of members, say.
+    """Return what each member's balances grow or shrink by, as the entries ``moved``, in the order of members, say.
 
     An outcome is also the account: 0 granted, to pending; 1 held.
     """

@@ -1,4 +1,7 @@
-"""``settle``: the pending points of a business day become available, as a lot of that day (SPEC section 9)."""
+"""``settle``: the pending points of a business day become available, as a lot of that day (SPEC section 9).
+
+Where a member's entries of the day add up to less than nothing, that much leaves what is available instead.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,23 @@ import psycopg
 from accrual.book.chunks import Done, find_members, in_chunks_of_members, is_stopped
 from accrual.book.database import Connection
 from accrual.book.people import check_person
-from accrual.book.posting import act, begin_settlement, lock_members, plan, post
+from accrual.book.posting import act, begin_settlement, is_settled, lock_day, lock_members, plan, post
 from accrual.book.texts import stored
 from accrual.rulebook import Rulebook, day_text
 
-__all__ = ["settle"]
+__all__ = ["settle", "settle_again", "settle_members"]
 
+# Those who have something pending of the day, and all who have negative points of it: what they have may add up to
+# nothing now, and no more once something that is about to be posted has taken back a part of it.
 FIND_ALL: Final = """
-    SELECT DISTINCT e.member FROM book.entries e JOIN book.balances b ON b.member = e.member AND b.pending > 0
-    WHERE e.day = %(day)s AND e.outcome IN ('granted', 'held') AND e.points > 0
+    SELECT member FROM (
+        SELECT member, CASE outcome WHEN 'granted' THEN points ELSE 0 END AS points, points < 0 AS is_negative
+        FROM book.entries WHERE day = %(day)s AND outcome IN ('granted', 'held')
+        UNION ALL
+        SELECT member, CASE to_account WHEN 'pending' THEN points ELSE -points END, false FROM book.postings
+        WHERE day = %(day)s AND 'pending' IN (from_account, to_account)
+    ) p
+    GROUP BY member HAVING sum(points) <> 0 OR bool_or(is_negative)
 """
 
 # Those who got entries of the day after it was settled: a few, which are found without looking at all the others again.
@@ -27,13 +38,14 @@ FIND_STRAGGLERS: Final = """
     SELECT DISTINCT e.member
     FROM book.partitions p CROSS JOIN LATERAL (
         SELECT member FROM book.entries
-        WHERE day = %(day)s AND partition_id = p.partition_id AND points > 0
+        WHERE day = %(day)s AND partition_id = p.partition_id AND points <> 0
             AND seq > coalesce((%(since)s::jsonb ->> p.partition_id::text)::bigint, 0)
     ) e
 """
 
 PENDING: Final = """
-    SELECT member, 'settle', 'pending', 'available', sum(points), %(day)s::date,
+    SELECT member, 'settle', CASE WHEN sum(points) > 0 THEN 'pending' ELSE 'available' END,
+        CASE WHEN sum(points) > 0 THEN 'available' ELSE 'pending' END, abs(sum(points)), %(day)s::date,
         (%(day)s::date + make_interval(months => %(months)s))::date, false
     FROM (
         SELECT member, points FROM book.entries
@@ -42,13 +54,25 @@ PENDING: Final = """
         SELECT member, CASE to_account WHEN 'pending' THEN points ELSE -points END FROM book.postings
         WHERE day = %(day)s AND 'pending' IN (from_account, to_account) AND member = ANY(%(members)s)
     ) p
-    GROUP BY member HAVING sum(points) > 0 ORDER BY member
+    GROUP BY member HAVING sum(points) <> 0 ORDER BY member
 """
 
-# What was undone since we began may be of a member whom we had already passed.
+# Of which days the moves have taken something out of pending that may have stayed there when the day was settled: with
+# negative points beside it, it may have come to nothing.
+LEFT_BEHIND: Final = """
+    SELECT DISTINCT m.day - date '1970-01-01' FROM moves m
+    JOIN book.entries e ON (e.day, e.member) = (m.day, m.member) AND e.points < 0
+    WHERE m.from_account = 'pending' AND m.to_account = 'issuance' ORDER BY 1
+"""
+
+UNFINISH: Final = "UPDATE book.settled_days SET finished = false WHERE day = ANY(%s::date[]) AND finished"
+
+# What was undone or taken back since we began may be of a member whom we had already passed.
 FINISH: Final = """
     UPDATE book.settled_days SET finished = true WHERE day = %(day)s AND NOT finished AND NOT EXISTS (
-        SELECT FROM book.postings WHERE corrects IS NOT NULL AND day = %(day)s AND number > %(action)s
+        SELECT FROM book.postings p WHERE day = %(day)s AND number > %(action)s AND (
+            corrects IS NOT NULL OR (from_account, to_account) = ('pending', 'issuance') AND EXISTS (
+                SELECT FROM book.entries e WHERE (e.day, e.member) = (p.day, p.member) AND e.points < 0))
     )
 """
 
@@ -81,7 +105,9 @@ def settle(
 
     done = in_chunks_of_members(connection, f"settle {text}", work, dry_run=dry_run, stopping=stopping)
     if not dry_run and not is_stopped(stopping):
-        connection.execute(FINISH, {"day": text, "action": action})
+        with connection.transaction(), connection.cursor() as cursor:
+            lock_day(cursor, day)
+            cursor.execute(FINISH, {"day": text, "action": action})
     return done
 
 
@@ -93,3 +119,12 @@ def settle_members(
     parameters = {"day": day_text(day), "months": rulebook.expiry_months, "members": list(members)}
     postings = plan(cursor, PENDING, parameters)
     return Done(postings, postings, post(cursor, action))
+
+
+def settle_again(cursor: psycopg.Cursor[Any]) -> None:
+    """Have the days be settled again of which the moves that were posted have left something to be settled."""
+    cursor.execute(LEFT_BEHIND)
+    # Locked, so that nobody says meanwhile that a settlement is finished which has not seen these moves.
+    days = [day_text(day) for (day,) in cursor.fetchall() if is_settled(cursor, day)]
+    if days:
+        cursor.execute(UNFINISH, (days,))

@@ -19,6 +19,8 @@ __all__ = ["BookedEntry", "Posting", "Refund", "explain", "explain_held", "utc"]
 
 EPOCH: Final = datetime.fromtimestamp(0, UTC)
 STACKING: Final = {"multiply": "multiplied", "add": "added", "max": "the largest counts"}
+# Whence and where points go by settlements, releases and confirmations but of what takes points from the member.
+GIVING: Final = {("pending", "available"), ("held", "pending"), ("held", "available"), ("held", "issuance")}
 ACTIONS: Final = {"freeze": "which freezes", "hold": "which holds", "reject": "which rejects"}
 
 
@@ -76,6 +78,8 @@ def explain(posting: Posting, rulebook: Rulebook | None) -> str:
     points, what, decided = _points(posting.points), _what(posting), _decided(posting)
     were = "was" if posting.points == 1 else "were"
     match posting.kind:
+        case "settle" | "release" | "confirm" if (posting.from_account, posting.to_account) not in GIVING:
+            said = _taken(posting)
         case "settle":
             said = f"Business day {posting.day} was settled: {points} became available"
         case "release":
@@ -99,6 +103,17 @@ def explain(posting: Posting, rulebook: Rulebook | None) -> str:
     return f"{said}{_lots(posting)}."
 
 
+def _taken(posting: Posting) -> str:
+    """Return what became of an entry or a day that takes points from its member: they move the other way."""
+    points = f"{_points(posting.points)}, to be taken for {_what(posting)},"
+    were, decided = "was" if posting.points == 1 else "were", _decided(posting)
+    if posting.kind == "settle":
+        return f"Business day {posting.day} was settled: {_points(posting.points)} {were} taken"
+    if posting.kind == "confirm":
+        return f"{points} {were} left to the member{decided}"
+    return f"{points} {were} taken out of {posting.from_account}{decided}{_immune(posting)}"
+
+
 def explain_held(entry: BookedEntry, held: int, rulebook: Rulebook | None) -> str:
     """Return why an entry has ``held`` points held, or has frozen its member; ``rulebook`` has decided it."""
     if entry.outcome == "applied":
@@ -107,9 +122,13 @@ def explain_held(entry: BookedEntry, held: int, rulebook: Rulebook | None) -> st
     steps = [
         *(_limit(entry, limit, observed, rulebook) for limit, observed in entry.evidence),
         *(["the member had been frozen before"] if entry.frozen else []),
-        "it was rejected" if entry.outcome == "rejected" else f"{_points(held)} held",
+        "it was rejected" if entry.outcome == "rejected" else _held(held),
     ]
     return f"{what[0].upper()}{what[1:]}: {'; '.join(steps)}."
+
+
+def _held(points: int) -> str:
+    return f"{_points(abs(points))} {'held' if points >= 0 else 'to be taken, and held'}"
 
 
 def utc(time_ms: int) -> str:
@@ -129,9 +148,10 @@ def _accrued(posting: Posting, rulebook: Rulebook | None) -> str:
         *(_limit(entry, limit, observed, rulebook) for limit, observed in entry.evidence),
         *(["the member was frozen"] if entry.frozen else []),
     ]
-    done = "held" if entry.outcome == "held" else "granted"
+    granted = f"{_points(abs(entry.points))} {'granted' if entry.points >= 0 else 'taken'}"
+    done = _held(entry.points) if entry.outcome == "held" else granted
     name = f"rulebook {rulebook.name} version" if rulebook else "rulebook version"
-    return f"{'; '.join(steps)}. {_points(entry.points)} {done}, decided by {name} {entry.rulebook}."
+    return f"{'; '.join(steps)}. {done}, decided by {name} {entry.rulebook}."
 
 
 def _what(posting: Posting) -> str:

@@ -37,8 +37,7 @@ def _kinds_without_a_rule(rulebook: Rulebook) -> Iterator[tuple[KeyPath, str]]:
 def _points_below_zero(rulebook: Rulebook) -> Iterator[tuple[KeyPath, str]]:
     """Yield each kind whose multipliers, added up, may be below zero, and its points with them.
 
-    The engines decide such an event, but points move from issuance to a member and not the other way: the book posts
-    nothing of the ledger from its batch on.
+    Such an event takes points from its member, which is hardly what a campaign is for.
     """
     if rulebook.stacking != "add":
         return
@@ -47,6 +46,6 @@ def _points_below_zero(rulebook: Rulebook) -> Iterator[tuple[KeyPath, str]]:
             lowering = [campaign for campaign in campaigns if campaign.multiplier < 1]
             if sum(1 - campaign.multiplier for campaign in lowering) > 1:
                 ids = ", ".join(campaign.id for campaign in lowering)
-                reason = f"campaigns {ids} added up make the points of {rule.kind!r} negative, which stops the book"
+                reason = f"campaigns {ids} added up make the points of {rule.kind!r} negative: members lose some"
                 yield ("campaign", rulebook.campaigns.index(lowering[-1]), "multiplier"), reason
                 break

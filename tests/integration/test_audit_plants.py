@@ -14,7 +14,7 @@ from accrual.audit.sums import check_sums
 from accrual.book import Connection, adjust, approve, confirm, connect, release, settle, slow, undo
 from accrual.rulebook import day_number
 from audits import found, triggers_off
-from books import BOOK_RULEBOOK, Partition, at, ingest, order
+from books import BOOK_RULEBOOK, TAKING_RULEBOOK, Partition, at, ingest, order, taking
 from servers import Server
 
 DAY = day_number(date(2026, 11, 10))
@@ -129,6 +129,10 @@ def test_no_kind_of_posting_moves_points_between_other_accounts(booked: tuple[Se
         ("settle", "pending", "available"),
         *(("release", "held", account) for account in ("pending", "available")),
         ("confirm", "held", "issuance"),
+        # Of negative points.
+        ("settle", "available", "pending"),
+        *(("release", account, "held") for account in ("pending", "available")),
+        ("confirm", "issuance", "held"),
         *(("refund", account, "issuance") for account in ("held", "pending", "available")),
         *(("clawback", account, "issuance") for account in ("pending", "available")),
         ("expire", "available", "expired"),
@@ -153,6 +157,64 @@ def test_no_kind_of_posting_moves_points_between_other_accounts(booked: tuple[Se
             if detail in {finding.detail for finding in check_sums(connection, "postings")}:
                 refused.add((kind, source, target))
     assert moves - refused == right
+
+
+COLUMNS = "action, kind, member, from_account, to_account, points, day, lot_days, lot_points, partition_id, seq, late"
+AGAIN = f"INSERT INTO book.postings (number, {COLUMNS}) SELECT nextval('book.numbers'), {COLUMNS} FROM book.postings"
+# m1 and m4 have minus 5 of the second day settled, m2 has as much released and m3 confirmed. m4 has minus 5 pending of
+# the third day. What is planted, the check that names it, in which words, and whether it would have a posting undone.
+NEGATIVE_PLANTS = {
+    "DELETE FROM book.postings WHERE kind = 'settle' AND member = 'm1' AND from_account = 'available'": (
+        *("settlements", "points of it are pending", False),
+    ),
+    "UPDATE book.postings SET points = 7, lot_points = '{7}' WHERE member = 'm1' AND from_account = 'available'": (
+        *("settlements", "settled something else", True),
+    ),
+    f"{AGAIN} WHERE kind = 'settle' AND member = 'm4' AND from_account = 'available'": (
+        *("settlements", "settled something else", True),
+    ),
+    # The other way round, of a day that has nothing negative.
+    "UPDATE book.postings SET from_account = 'available', to_account = 'pending' WHERE member = 'm4' "
+    "AND from_account = 'pending'": ("settlements", "settled something else", True),
+    "UPDATE book.postings SET points = 9, lot_points = '{9}' WHERE kind = 'release'": ("holds", "more was", False),
+    "UPDATE book.postings SET from_account = 'held', to_account = 'available' WHERE kind = 'release'": (
+        *("holds", "more was released", True),
+    ),
+    f"{AGAIN} WHERE kind = 'confirm'": ("reversals", "more went back", True),
+    "UPDATE book.postings SET from_account = 'held', to_account = 'issuance' WHERE kind = 'confirm'": (
+        *("reversals", "more went back", True),
+    ),
+    "UPDATE book.refunds SET reversed = 2": ("refunds", "other points than it should have", False),
+    "UPDATE book.balances SET pending = 0 WHERE member = 'm4'": ("balances", "not the sum", False),
+    "UPDATE book.entries SET points = -4 WHERE event = 'e3'": ("rows", "another entry", False),
+    "UPDATE book.entries SET points = -6 WHERE event = 'e3'": ("settlements", "settled something else", True),
+}
+
+
+def test_what_is_planted_among_negative_points_is_named(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    frozen = [
+        {"id": f"f{member}", "kind": "member_frozen", "member": member, "ts": at(0, 2)} for member in ("m2", "m3")
+    ]
+    partition.send(order(1), *frozen, taking(3, day=1), taking(4, "m2", day=1), taking(5, "m3", day=1))
+    partition.send(order(6, "m4"), taking(7, "m4", day=1), taking(8, "m4", day=2))
+    partition.send({"id": "r", "kind": "order_refunded", "member": "m1", "ts": at(2, 9), "order": "o3", "amount": 500})
+    with connect(book) as connection:
+        ingest(connection, partition)
+        for day in (DAY, DAY + 1):
+            settle(connection, partition.rulebook, day)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        release(connection, "m2", reason="checked", by="alice")
+        confirm(connection, "m3", reason="abuse", by="alice")
+        triggers_off(connection)
+        assert [finding.line() for finding in found(valkey, connection)] == []
+        for statement, (check, words, is_undone) in NEGATIVE_PLANTS.items():
+            with connection.transaction(force_rollback=True):
+                assert connection.execute(statement).rowcount == 1, statement
+                findings = list(found(valkey, connection))
+                named = [finding for finding in findings if finding.check == check and words in finding.detail]
+                assert named, (statement, [finding.line() for finding in findings])
+                assert (named[0].posting is not None) is is_undone, statement
 
 
 def told(findings: Iterator[Finding]) -> list[tuple[int | None, str | None, int | None]]:

@@ -105,6 +105,28 @@ def test_what_is_planted_beyond_a_window_is_named(valkey: Server, book: str) -> 
         ]
 
 
+def test_what_was_taken_later_does_not_hide_what_was_too_much(valkey: Server, book: str) -> None:
+    lowering = "".join(
+        f'\n[[campaign]]\nid = "{name}"\nmultiplier = "0.25"\ntags = ["taking"]\n' for name in ("one", "other")
+    )
+    text = rulebook(1, CLAMPED).replace("version = 1", 'version = 1\nstacking = "add"') + lowering
+    partition = Partition(valkey.client(), rulebook=text)
+    partition.send(order(1, "m1", 1200), order(2, "m1", 4000), order(3, "m1", 12_000, tags=["taking"]))
+    partition.send(order(4, "m1", 4000), order(5, "m1", 2000), order(6, "m1", 12_000, tags=["taking"]))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        triggers_off(connection)
+        rows = connection.execute("SELECT points FROM book.entries ORDER BY seq").fetchall()
+        assert [points for (points,) in rows] == [12, 18, -60, 40, 20, -60]
+        assert [finding.line() for finding in found(valkey, connection)] == []
+        connection.execute("UPDATE book.entries SET points = 40 WHERE event = 'e2'")
+        assert told(connection) == [
+            ("member-points", 2, "m1", "2026-11-10", 30, 52, -22),
+            ("member-points", 4, "m1", "2026-11-10", 30, 32, -2),
+            ("member-points", 5, "m1", "2026-11-10", 30, 52, -20),
+        ]
+
+
 def test_windows_are_those_of_a_partition_and_of_what_was_counted(valkey: Server, book: str) -> None:
     """Refused before limits were looked at, late, or of another partition: nothing of that counts."""
     events = limit("member-events", "member", "events", "24h", 2, "reject")

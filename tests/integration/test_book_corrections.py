@@ -31,7 +31,8 @@ from accrual.book.schedule import days_to_settle
 from accrual.errors import BookError
 from accrual.rulebook import day_number
 from accrual.settings import Settings
-from books import Partition, at, balance, facts, ingest, order, run_json
+from audits import found
+from books import TAKING_RULEBOOK, Partition, at, balance, facts, ingest, order, run_json, taking
 from servers import Server
 from workers import SECRET, command
 
@@ -315,3 +316,58 @@ def test_the_commands(book: str, partition: Partition) -> None:
     with connect(book) as connection:
         settle(connection, partition.rulebook, DAY)
         assert points(connection) == before
+
+
+def test_what_moved_negative_points_is_undone(valkey: Server, book: str) -> None:
+    made = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    made.send(
+        order(1),
+        taking(2, day=1),
+        order(3, "m2", 500),
+        {"id": "f", "kind": "member_frozen", "member": "m2"} | {"ts": at(0, 4)},
+    )
+    made.send(taking(5, "m2"), taking(6, "m2", day=1))
+
+    def is_right() -> bool:
+        assert not list(rebuild(connection, dry_run=True))
+        return [finding.line() for finding in found(valkey, connection)] == []
+
+    with connect(book) as connection:
+        ingest(connection, made)
+        settle(connection, made.rulebook, DAY)
+        settle(connection, made.rulebook, DAY + 1)
+        assert balance(connection, "m1") == (0, 5, 0)
+        take_back(connection, newest(connection, "settle"))
+        assert balance(connection, "m1") == (-5, 10, 0)
+        assert is_right()
+        settle(connection, made.rulebook, DAY + 1)
+        assert balance(connection, "m1") == (0, 5, 0)
+        assert is_right()
+        # What a release took out of what is available comes back, and is held again.
+        release(connection, "m2", **WHO)
+        assert balance(connection, "m2") == (0, -5, 0)
+        take_back(connection, newest(connection, "release"))
+        assert balance(connection, "m2") == (0, 0, -5)
+        assert is_right()
+        confirm(connection, "m2", **WHO)
+        assert balance(connection, "m2") == (0, 0, 0)
+        take_back(connection, newest(connection, "confirm"))
+        assert balance(connection, "m2") == (0, 0, -5)
+        release(connection, "m2", **WHO)
+        assert balance(connection, "m2") == (0, -5, 0)
+        assert is_right()
+
+
+def test_a_release_that_is_undone_after_its_day_came_to_nothing(valkey: Server, book: str) -> None:
+    made = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    frozen = {"id": "f", "kind": "member_frozen", "member": "m1", "ts": at(0, 2)}
+    made.send(taking(1), frozen, order(3, amount=500))
+    with connect(book) as connection:
+        ingest(connection, made)
+        release(connection, "m1", **WHO)
+        assert settle(connection, made.rulebook, DAY).postings == 0
+        assert balance(connection, "m1") == (0, 0, 0)
+        take_back(connection, newest(connection, "release"))
+        assert balance(connection, "m1") == (0, -5, 5)
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(found(valkey, connection))

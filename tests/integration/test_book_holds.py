@@ -15,13 +15,27 @@ import psycopg
 import pytest
 import redis
 
-from accrual.book import Connection, Verdict, adjust, confirm, connect, held, release, send_outbox, settle, slow
+from accrual.book import (
+    Connection,
+    Verdict,
+    adjust,
+    confirm,
+    connect,
+    held,
+    rebuild,
+    release,
+    send_outbox,
+    settle,
+    slow,
+    statement,
+)
 from accrual.book.follow import Follower, follow
 from accrual.errors import BookError, UsageError
 from accrual.events import Event, decode_compact, encode_compact, validate
 from accrual.rulebook import day_number
 from accrual.stream import Keys, stream_time_ms
-from books import BOOK_RULEBOOK, Partition, at, balance, ingest, run_json
+from audits import found
+from books import BOOK_RULEBOOK, TAKING_RULEBOOK, Partition, at, balance, ingest, run_json, taking
 from servers import Server
 from workers import WorkerProcess, command, ledger_rows
 
@@ -655,3 +669,105 @@ def test_the_list_as_a_command(partition: Partition, book: str) -> None:
     (line,) = run_json("held", "--database", book, "--member", "会员")
     assert (line["held"], line["state"], line["entries"][0]["reasons"]) == (10, "frozen", ["member_frozen"])
     assert run_json("held", "--database", book, "--member", "m9") == []
+
+
+# ----------------------------------------------------------------------------------------------------- negative points
+
+
+def frozen_history(server: Server, connection: Connection) -> Partition:
+    """Book 10 points of m1, and of two days 10 and minus 5 that are held, as is what was taken first: minus 10."""
+    partition = Partition(server.client(), rulebook=TAKING_RULEBOOK)
+    partition.send(order(1), freeze(), taking(2, amount=2000), order(3), taking(4, day=1), order(5, 1))
+    ingest(connection, partition)
+    assert balance(connection, "m1") == (10, 0, 5)
+    return partition
+
+
+def is_right(server: Server, connection: Connection) -> bool:
+    assert list(rebuild(connection, dry_run=True)) == []
+    assert [finding.line() for finding in found(server, connection)] == []
+    return is_balanced(connection)
+
+
+def test_held_points_that_are_to_be_taken_are_released(valkey: Server, book: str) -> None:
+    with connect(book) as connection:
+        partition = frozen_history(valkey, connection)
+        done = let_go(connection)
+        assert (done.postings, done.points) == (4, 5)
+        assert balance(connection, "m1") == (15, 0, 0)
+        # What gives comes first, so that it is there when something is taken.
+        assert postings(connection, "release") == [
+            (4, "held", "pending", 10),
+            (6, "held", "pending", 10),
+            (3, "pending", "held", 10),
+            (5, "pending", "held", 5),
+        ]
+        assert not let_go(connection).changed
+        assert is_right(valkey, connection)
+        settle(connection, partition.rulebook, DAY)
+        settle(connection, partition.rulebook, DAY + 1)
+        assert (balance(connection, "m1"), [points for *_, points in lots(connection)]) == ((0, 15, 0), [10, 5])
+        assert is_right(valkey, connection)
+
+
+def test_held_points_that_are_to_be_taken_are_released_after_the_settlement(valkey: Server, book: str) -> None:
+    with connect(book) as connection:
+        partition = frozen_history(valkey, connection)
+        adjust(connection, "m1", -14, reason="taken", note="", by="alice")
+        settle(connection, partition.rulebook, DAY)
+        assert balance(connection, "m1") == (0, -4, 5)
+        let_go(connection)
+        # The 10 points of the first day make up for the 4 that nothing had covered; the second day is not settled.
+        assert (balance(connection, "m1"), lots(connection)) == ((5, -4, 0), [("2026-11-10", "2027-11-10", 0)])
+        rows = connection.execute(
+            "SELECT from_account, to_account, points, lot_days::text[], lot_points FROM book.postings "
+            "WHERE kind = 'release' AND 'available' IN (from_account, to_account) ORDER BY number"
+        ).fetchall()
+        assert rows == [
+            ("held", "available", 10, [None, "2026-11-10"], [4, 6]),
+            ("available", "held", 10, ["2026-11-10", None], [6, 4]),
+        ]
+        words = {line["event"]: line["words"] for line in statement(connection, "m1", kind="release")}
+        assert words["e2"] == (
+            "10 points, to be taken for order o2 of 20.00 yuan (event e2), were taken out of available by alice "
+            "(checked); 6 came from the lot of 2026-11-10 and 4 left the balance below zero."
+        )
+        assert is_right(valkey, connection)
+        settle(connection, partition.rulebook, DAY + 1)
+        assert (balance(connection, "m1"), lots(connection)[1][2]) == ((0, 1, 0), 1)
+        assert is_right(valkey, connection)
+
+
+def test_held_points_that_are_to_be_taken_are_left_to_who_is_confirmed(valkey: Server, book: str) -> None:
+    with connect(book) as connection:
+        partition = frozen_history(valkey, connection)
+        # A claw-back takes what was given, and leaves alone what was taken.
+        partition.send(
+            {"id": "free", "kind": "member_released", "member": "m1", "ts": at(1, 9)}, taking(10, day=1), order(11, 1)
+        )
+        ingest(connection, partition)
+        settle(connection, partition.rulebook, DAY)
+        assert balance(connection, "m1") == (5, 10, 5)
+        done = take_back(connection, claw_back=(DAY, DAY + 1))
+        assert (done.postings, done.points, done.clawed_back) == (6, 10 + 10 + 5, 20)
+        assert balance(connection, "m1") == (-5, 0, 0)
+        assert postings(connection, "confirm") == [
+            (3, "issuance", "held", 10),
+            (4, "held", "issuance", 10),
+            (5, "issuance", "held", 5),
+            (6, "held", "issuance", 10),
+        ]
+        assert {row[1:3] for row in postings(connection, "clawback")} == {
+            ("available", "issuance"),
+            ("pending", "issuance"),
+        }
+        words = {line["event"]: line["words"] for line in statement(connection, "m1", kind="confirm")}
+        assert words["e4"] == (
+            "5 points, to be taken for order o4 of 10.00 yuan (event e4), were left to the member by alice "
+            "(device_farm)."
+        )
+        assert not take_back(connection, claw_back=(DAY, DAY + 1)).changed
+        assert is_right(valkey, connection)
+        settle(connection, partition.rulebook, DAY + 1)
+        assert balance(connection, "m1") == (0, -5, 0)
+        assert is_right(valkey, connection)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from datetime import date
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from accrual.book import connect, rebuild, settle, slow, statement
+from accrual.book import connect, held, rebuild, settle, slow, statement
 from accrual.book.follow import Follower, follow
 from accrual.errors import BookError
 from accrual.rulebook import day_number
 from audits import found
-from books import BOOK_RULEBOOK, Partition, at, balance, facts, ingest, order
+from books import BOOK_RULEBOOK, TAKING_RULEBOOK, Partition, at, balance, facts, ingest, order, taking
 from servers import Server
+from workers import WorkerProcess, compact, fill
 
 FACTS = {
     "batches": "number",
@@ -137,3 +139,83 @@ def test_a_rulebook_may_have_the_largest_version(valkey: Server, book: str) -> N
         assert [line["rulebook"] for line in statement(connection, "m1")] == [2**53 - 1] * 3
         assert not list(found(valkey, connection))
         assert not list(rebuild(connection, dry_run=True))
+
+
+def test_negative_points_of_a_worker_are_posted(valkey: Server, book: str, tmp_path: Path) -> None:
+    rulebook = tmp_path / "rulebook.toml"
+    rulebook.write_text(TAKING_RULEBOOK, encoding="utf-8")
+    events = [
+        order(1),
+        taking(2),
+        taking(3, "m2", 300),
+        {"id": "f", "kind": "member_frozen", "member": "m3", "ts": at(0, 4)},
+        order(5, "m3", 200),
+        taking(6, "m3"),
+        order(7, "m4", 500),
+        taking(8, "m4"),
+    ]
+    fill(valkey.client(), "p", [(f"{event['ts']}-0", {"e": compact(event)}) for event in events])
+    with WorkerProcess(valkey.url, "p", rulebook, "--drain") as worker:
+        assert worker.wait() == 0, worker.log
+    with connect(book) as connection:
+        with Follower(connection, valkey.client(), "p") as follower:
+            follow([follower], threading.Event(), drain=True)
+        points = {member: balance(connection, member) for member in ("m1", "m2", "m3", "m4")}
+        assert points == {"m1": (5, 0, 0), "m2": (-2, 0, 0), "m3": (0, 0, -3), "m4": (0, 0, 0)}
+        accounts = connection.execute("SELECT account, points FROM book.accounts ORDER BY account").fetchall()
+        assert accounts == [("held", -3), ("issuance", 0), ("pending", 3)]
+        moved = [
+            (line["from"], line["to"], line["points"], line["words"].partition(". ")[2].partition(",")[0])
+            for member in ("m1", "m3")
+            for line in statement(connection, member)
+        ]
+        assert [(*moves, words) for *moves, words in moved] == [
+            ("pending", "issuance", 5, "5 points taken"),
+            ("issuance", "pending", 10, "10 points granted"),
+            ("held", "issuance", 5, "5 points to be taken"),
+            ("issuance", "held", 2, "2 points held"),
+        ]
+        (line,) = held(connection)
+        assert (line["held"], [entry["held"] for entry in line["entries"]]) == (-3, [-5, 2, 0])
+        assert line["entries"][0]["words"].endswith("5 points to be taken, and held.")
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(found(valkey, connection))
+
+
+def test_a_day_that_comes_to_less_than_nothing_is_settled_out_of_lots(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    partition.send(order(1, "m1", 2000), order(2, "m2", 300))
+    partition.send(taking(3, "m1", day=1), taking(4, "m2", day=1))
+    partition.send(order(5, "m3", day=1), taking(6, "m3", day=1), order(7, "m4", 500, day=1), taking(8, "m4", day=1))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        settle(connection, partition.rulebook, DAY)
+        assert (balance(connection, "m1"), balance(connection, "m2")) == ((-5, 20, 0), (-5, 3, 0))
+        done = settle(connection, partition.rulebook, DAY + 1, dry_run=True)
+        assert (done.postings, done.points) == (3, 5 - 5 - 5)
+        settle(connection, partition.rulebook, DAY + 1)
+        rows = connection.execute(
+            "SELECT member, from_account, to_account, points, lot_days::text[], lot_points, lot_expires_on::text "
+            "FROM book.postings WHERE day = '2026-11-11' ORDER BY member"
+        ).fetchall()
+        assert rows == [
+            ("m1", "available", "pending", 5, ["2026-11-10"], [5], None),
+            ("m2", "available", "pending", 5, ["2026-11-10", None], [3, 2], None),
+            ("m3", "pending", "available", 5, ["2026-11-11"], [5], "2027-11-11"),
+        ]
+        points = {member: balance(connection, member) for member in ("m1", "m2", "m3", "m4")}
+        assert points == {"m1": (0, 15, 0), "m2": (0, -2, 0), "m3": (0, 5, 0), "m4": (0, 0, 0)}
+        # What comes later settles the rest, whatever else is pending; it makes up for what no lot had.
+        partition.send(taking(10, "m3", 400, day=1), order(11, "m2", 1000, day=1), order(12, "m3", 200, day=2))
+        ingest(connection, partition)
+        assert balance(connection, "m3") == (0, 5, 0)
+        settle(connection, partition.rulebook, DAY + 1)
+        assert (balance(connection, "m2"), balance(connection, "m3")) == ((0, 8, 0), (2, 3, 0))
+        words = {line["points"]: line["words"] for line in statement(connection, "m3", kind="settle")}
+        assert words == {
+            5: "Business day 2026-11-11 was settled: 5 points became available; 5 are in the lot of 2026-11-11, which "
+            "expires on 2027-11-11.",
+            2: "Business day 2026-11-11 was settled: 2 points were taken; 2 came from the lot of 2026-11-11.",
+        }
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(found(valkey, connection))

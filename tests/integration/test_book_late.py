@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accrual.book import Connection, Done, adjust, confirm, connect, late, settle, slow, waiting
+from accrual.book import Connection, Done, adjust, confirm, connect, late, rebuild, settle, slow, waiting
 from accrual.engine import Entry, ReferenceEngine
 from accrual.errors import RulebookError
 from accrual.events import validate
 from accrual.rulebook import day_number, parse
-from books import BOOK_RULEBOOK, Partition, at, balance, facts, ingest, order, run_json
+from audits import found
+from books import BOOK_RULEBOOK, TAKING_RULEBOOK, Partition, at, balance, facts, ingest, order, run_json, taking
 from servers import Server
 from workers import ROOT, SECRET, command, wait_until
 
@@ -693,3 +694,34 @@ def test_what_is_missing_is_named(arguments: list[str], left_out: str, name: str
     done = command(*arguments[:place], *arguments[place + 2 :], "--drain")
     assert done.returncode == 2
     assert name in done.stderr.decode()
+
+
+def test_late_events_that_take_points(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    partition.send(order(1), {"id": "f", "kind": "member_frozen", "member": "m2", "ts": at(0, 2)})
+    with connect(book) as connection:
+        ingest(connection, partition)
+        settle(connection, partition.rulebook, DAY)
+        # The first two days are settled, the third is not; m2 is frozen, and the day of m3 comes to nothing.
+        settle(connection, partition.rulebook, DAY + 1)
+        partition.send(
+            *(late_of(taking(number, member)) for number, member in ((3, "m1"), (4, "m2"), (5, "m3"))),
+            late_of(order(6, "m3", 500)),
+            late_of(taking(7, "m1", 4000, day=1), 4),
+            late_of(taking(8, "m1", day=2), 4),
+        )
+        ingest(connection, partition)
+        done = work(connection, partition)
+        assert done.points == -5 - 5 - 5 + 5 - 20 - 5
+        points = {member: balance(connection, member) for member in ("m1", "m2", "m3")}
+        assert points == {"m1": (-5, 10 - 5 - 20, 0), "m2": (0, 0, -5), "m3": (0, 0, 0)}
+        rows = connection.execute(
+            "SELECT from_account, to_account, points, lot_days::text[], lot_points FROM book.postings "
+            "WHERE action IN (SELECT action FROM book.actions WHERE kind = 'late') ORDER BY number"
+        ).fetchall()
+        assert rows == [
+            ("available", "pending", 5, ["2026-11-10"], [5]),
+            ("available", "pending", 20, ["2026-11-10", None], [5, 15]),
+        ]
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(found(valkey, connection))

@@ -120,3 +120,34 @@ def test_several_at_once_make_one_book(book: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(done) == [[], [], [], NAMES]
+
+
+def test_a_book_of_an_earlier_program_takes_negative_points(book: str) -> None:
+    insert = (
+        "INSERT INTO book.entries (day, partition_id, seq, late, number, rulebook, stream_id, item, ts_ms, event, "
+        "kind, member, outcome, frozen, base, uncapped, points) "
+        "VALUES (%s, 1, %s, false, 1, 1, '1-0', 0, 1, 'e', 'order_paid', 'm', 'granted', false, 10, -5, -5)"
+    )
+    files = (
+        "SELECT oid::regclass::text, pg_relation_filenode(oid) FROM pg_class "
+        "WHERE relname ~ '^(entries_|balances)' AND relkind = 'r' ORDER BY 1"
+    )
+    with connect(book) as connection:
+        earlier_book(connection, 4)
+        connection.execute("SELECT book.ensure_day(day) FROM (VALUES ('2026-11-10'::date), ('2001-01-01')) d (day)")
+        before = connection.execute(files).fetchall()
+        assert [name for name, _ in before] == ["book.balances", "book.entries_20261110", "book.entries_other"]
+        with pytest.raises(psycopg.errors.CheckViolation):
+            connection.execute(insert, ("2026-11-10", 1))
+        assert migrate(connection) == NAMES[4:]
+        assert connection.execute(files).fetchall() == before
+        connection.execute("SELECT book.ensure_day('2026-11-11')")
+        for number, day in enumerate(("2026-11-10", "2001-01-01", "2026-11-11")):
+            connection.execute(insert, (day, number))
+        connection.execute("INSERT INTO book.balances (member, pending, held) VALUES ('m', -15, -1)")
+        moved = connection.execute("SELECT DISTINCT from_account, to_account, points FROM book.movements").fetchall()
+        assert moved == [("pending", "issuance", 5)]
+        checks = connection.execute("SELECT DISTINCT conname FROM pg_constraint WHERE conname LIKE '%points_check'")
+        assert sorted(name for (name,) in checks) == [
+            *("adjustments_points_check", "approval_limits_points_check", "lots_points_check", "postings_points_check")
+        ]

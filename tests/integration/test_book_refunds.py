@@ -17,6 +17,7 @@ from accrual.book import (
     close_exception,
     confirm,
     connect,
+    rebuild,
     refunds,
     release,
     settle,
@@ -24,8 +25,9 @@ from accrual.book import (
     waiting,
 )
 from accrual.rulebook import day_number
+from audits import found
 from book_model import Model, ModelEntry
-from books import Partition, at, balance, facts, ingest, order
+from books import TAKING_RULEBOOK, Partition, at, balance, facts, ingest, order, taking
 from servers import Server
 
 DAY = day_number(date(2026, 11, 10))
@@ -506,3 +508,55 @@ def test_an_id_that_the_ingester_books_at_the_same_moment(
         assert balance(connection, "m1") == (10, 0, 0)
         assert balance(connection, "m2") == (10, 0, 0)
         assert results(connection) == {"same": "duplicate"}
+
+
+def test_a_refund_gives_nothing_back_of_an_order_that_took_points(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    freeze: Event = {"id": "f", "kind": "member_frozen", "member": "m2", "ts": at(0, 2)}
+    partition.send(order(1, amount=2000), taking(2), freeze, taking(3, "m2"))
+    # What is above a lower maximum is clamped to nothing, also where it is below zero.
+    partition.adopt(TAKING_RULEBOOK.replace("version = 1", "version = 2").replace("max = 1000", "max = 0"))
+    partition.send(taking(4))
+    partition.send(refund(1, 2, 400), refund(2, 2, 600), refund(3, 3, 1000, "m2"), refund(4, 4, 500), refund(5, 2, 1))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        row = connection.execute("SELECT uncapped, points FROM book.entries WHERE event = 'e4'").fetchone()
+        assert row == (-5, 0)
+        confirm(connection, "m2", reason="abuse", by="alice")
+        work(connection, partition)
+        assert (balance(connection, "m1"), balance(connection, "m2")) == ((15, 0, 0), (0, 0, 0))
+        rows = connection.execute("SELECT amount_fen, reversed FROM book.refunds ORDER BY seq").fetchall()
+        assert rows == [(400, 0), (600, 0), (1000, 0), (500, 0)]
+        assert exceptions(connection) == [("refund_exceeds_order", "r5", True)]
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(found(valkey, connection))
+
+
+def test_a_settled_day_that_came_to_nothing_is_settled_again_after_a_refund(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    partition.send(order(1, amount=500), taking(2), order(3, "m2", 500), taking(4, "m2"), order(5, "m3"))
+    partition.send(refund(1, 1, 300))
+    finished = "SELECT finished FROM book.settled_days"
+    with connect(book) as connection:
+        ingest(connection, partition)
+        assert settle(connection, partition.rulebook, DAY).postings == 1
+        assert connection.execute(finished).fetchone() == (True,)
+        work(connection, partition)
+        assert balance(connection, "m1") == (-3, 0, 0)
+        assert connection.execute(finished).fetchone() == (False,)
+        assert not list(found(valkey, connection))
+        settle(connection, partition.rulebook, DAY)
+        assert balance(connection, "m1") == (0, -3, 0)
+        assert connection.execute(finished).fetchone() == (True,)
+        confirm(connection, "m2", reason="abuse", by="alice", claw_back=(DAY, DAY))
+        assert (balance(connection, "m2"), connection.execute(finished).fetchone()) == ((-5, 0, 0), (False,))
+        settle(connection, partition.rulebook, DAY)
+        assert balance(connection, "m2") == (0, -5, 0)
+        # From now on refunds of that day come out of what is available.
+        partition.send(refund(2, 1, 200), refund(3, 5, 500, "m3"))
+        ingest(connection, partition)
+        work(connection, partition)
+        assert (balance(connection, "m1"), balance(connection, "m3")) == ((0, -5, 0), (0, 5, 0))
+        assert connection.execute(finished).fetchone() == (True,)
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(found(valkey, connection))

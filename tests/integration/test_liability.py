@@ -15,7 +15,7 @@ from accrual.book import Connection, adjust, confirm, connect, expire, release, 
 from accrual.book.liability import LiabilityLine, liability
 from accrual.errors import BookError, UsageError
 from accrual.rulebook import day_number, parse
-from books import BOOK_RULEBOOK, Partition, at, ingest, order, run_json
+from books import BOOK_RULEBOOK, TAKING_RULEBOOK, Partition, at, ingest, order, run_json, taking
 from servers import Server
 from workers import command
 
@@ -207,3 +207,23 @@ def test_files_and_bad_input(valkey: Server, book: str, tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(path).column("points").to_pylist() == [line["points"] for line in lines]
     for wrong in (("--breakage", "2"), ("--breakage", "much"), ("--format", "parquet"), ("--output", "x")):
         assert command(*flags, *wrong).returncode == 2
+
+
+def test_negative_points_are_owed_by_members(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=TAKING_RULEBOOK)
+    frozen = {"id": "f", "kind": "member_frozen", "member": "m2", "ts": at(0, 3)}
+    partition.send(order(1, amount=300), taking(2), frozen, taking(4, "m2"), taking(5, "m3", 400, day=1))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        settle(connection, partition.rulebook, DAY)
+        lines = liability(connection, partition.rulebook, DAY, DAY + 1, basis="business")
+        assert movement(lines) == {
+            **dict.fromkeys(("opening", "reversed", "redeemed", "expired", "adjusted"), 0),
+            "granted": 3 - 5 - 5 - 2,
+            "closing": -9,
+        }
+        confirm(connection, "m2", reason="abuse", by="alice")
+        lines = liability(connection, partition.rulebook, DAY - 9, DAY + 1000, basis="business")
+        assert (movement(lines)["reversed"], movement(lines)["closing"]) == (5, -4)
+        outstanding = {(line.state, line.age): line.points for line in lines if line.line == "outstanding"}
+        assert outstanding == {("available", "overdrawn"): -2, ("pending", "366+"): -2}

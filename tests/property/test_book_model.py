@@ -29,12 +29,15 @@ FIRST_DAY: Final = day_number(date(2026, 11, 10))
 CAP: Final = 1000
 MEMBERS: Final = ("m1", "m2", "会员")
 AMOUNTS: Final = st.sampled_from([0, 99, 100, 1234, 5000, 30_000, 120_000])
+# Whether an order takes points from its member instead of giving some.
+TAKING: Final = st.sampled_from([False, False, True])
 
 RULEBOOK: Final = """\
 [programme]
 name = "model"
 version = 1
 timezone = "Asia/Shanghai"
+stacking = "add"
 expiry_months = 1
 
 [[earn]]
@@ -45,6 +48,16 @@ points_per_yuan = "1"
 id = "weekend"
 multiplier = "2.5"
 weekdays = ["sat", "sun"]
+
+[[campaign]]
+id = "taking"
+multiplier = "0.25"
+tags = ["taking"]
+
+[[campaign]]
+id = "taking-more"
+multiplier = "0.1"
+tags = ["taking"]
 
 [[limit]]
 id = "cap"
@@ -117,6 +130,7 @@ class BookMachine(RuleBasedStateMachine):
         self.minute = 0
         self.sent = 0
         self.orders: list[tuple[str, str]] = []
+        self.taking: set[str] = set()
         self.deferred: list[Any] = []
         self.model_frozen: set[str] = set()
         # Before the first ingest the book knows no rulebook, and lots would live as long as they do by default.
@@ -137,19 +151,21 @@ class BookMachine(RuleBasedStateMachine):
         event = {"id": f"e{self.sent}", "ts": now_ms, "at": now_ms} | fields
         self.partition.send(event)
 
-    @rule(member=st.sampled_from(MEMBERS), amount=AMOUNTS, ago=st.sampled_from([0, 0, 1]))
-    def order(self, member: str, amount: int, ago: int) -> None:
-        name = f"o{self.sent}"
-        self.orders.append((name, member))
-        ts = MORNING_MS + (self.day - ago) * DAY_MS
-        self._send(kind="order_paid", member=member, amount=amount, order=name, ts=ts)
+    @rule(member=st.sampled_from(MEMBERS), amount=AMOUNTS, ago=st.sampled_from([0, 0, 1]), is_taking=TAKING)
+    def order(self, member: str, amount: int, ago: int, is_taking: bool) -> None:
+        self._order(member, amount, ago, is_taking)
 
-    @rule(member=st.sampled_from(MEMBERS), amount=AMOUNTS, ago=st.integers(2, 4))
-    def late_order(self, member: str, amount: int, ago: int) -> None:
+    @rule(member=st.sampled_from(MEMBERS), amount=AMOUNTS, ago=st.integers(2, 4), is_taking=TAKING)
+    def late_order(self, member: str, amount: int, ago: int, is_taking: bool) -> None:
+        self._order(member, amount, ago, is_taking)
+
+    def _order(self, member: str, amount: int, ago: int, is_taking: bool) -> None:
         name = f"o{self.sent}"
         self.orders.append((name, member))
         ts = MORNING_MS + (self.day - ago) * DAY_MS
-        self._send(kind="order_paid", member=member, amount=amount, order=name, ts=ts)
+        tags = ["taking"] if is_taking else []
+        self.taking |= {name} if is_taking else set()
+        self._send(kind="order_paid", member=member, amount=amount, order=name, ts=ts, tags=tags)
 
     @precondition(lambda self: self.orders)
     @rule(data=st.data(), amount=AMOUNTS, repeated=st.booleans())
@@ -236,13 +252,15 @@ class BookMachine(RuleBasedStateMachine):
                 self.deferred.append(entry)
 
     def _late(self, entry: Any) -> ModelEntry:
-        """Book a late order as the page says: per yuan, ×2.5 at the weekend, clamped to what the day has left."""
+        """Book a late order as the page says: per yuan, times M = 1 + Σ (multiplier − 1), clamped to what is left."""
         weekend = (entry.day + 3) % 7 >= 5
-        uncapped = entry.amount * 5 // 200 if weekend else entry.amount // 100
+        percent = 100 + 150 * weekend - 165 * (entry.order in self.taking)
+        uncapped = entry.amount * percent // 10_000
         same_day = [
             known for known in self.model.entries.values() if (known.member, known.day) == (entry.member, entry.day)
         ]
-        points = max(0, min(uncapped, CAP - sum(known.points for known in same_day)))
+        used = sum(known.points for known in same_day)
+        points = uncapped if used + uncapped <= CAP else max(0, CAP - used)
         outcome = "held" if entry.member in self.model_frozen else "granted"
         booked = ModelEntry(entry.event, entry.member, entry.day, outcome, points, uncapped, entry.amount, entry.order)
         self.model.book(booked)

@@ -251,3 +251,26 @@ def test_a_release_says_how_long_the_member_is_immune() -> None:
         "released to pending by alice; no limit freezes the member or holds their points until "
         "2026-11-14T16:00:00.000+00:00."
     )
+
+
+def test_what_takes_points_from_a_member() -> None:
+    assert accrued(ORDER, uncapped=-45, points=-45) == f"{BASE}. 45 points taken, {NAMED}"
+    held = msgspec.structs.replace(ORDER, outcome="held", frozen=True, points=-1)
+    assert accrued(held) == f"{BASE}; the member was frozen. 1 point to be taken, and held, {NAMED}"
+    assert explain_held(held, -1, BEANS) == (
+        "Order o1 of 30.00 yuan (event e1): the member had been frozen before; 1 point to be taken, and held."
+    )
+    assert moved("settle", "available", "pending", lots=[("2026-11-09", 44), (None, 1)]) == (
+        "Business day 2026-11-10 was settled: 45 points were taken; 44 came from the lot of 2026-11-09 and 1 left the "
+        "balance below zero."
+    )
+    order = "to be taken for order o1 of 30.00 yuan (event e1)"
+    assert moved("release", "pending", "held", 1, entry=ORDER, by="alice") == (
+        f"1 point, {order}, was taken out of pending by alice."
+    )
+    assert moved("release", "available", "held", entry=ORDER, by="alice", lots=[(None, 45)]) == (
+        f"45 points, {order}, were taken out of available by alice; 45 left the balance below zero."
+    )
+    assert moved("confirm", "issuance", "held", entry=ORDER, by="alice") == (
+        f"45 points, {order}, were left to the member by alice."
+    )

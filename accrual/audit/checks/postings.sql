@@ -1,5 +1,6 @@
 -- Every posting moves its points between accounts that its kind knows, by an action that does so, spread over lots without
--- a rest; a correction undoes another posting to the letter.
+-- a rest; a correction undoes another posting to the letter. What has to do with negative points moves the other way: other
+-- checks say where it had to.
 SELECT p.name, o.seq, o.member, o.day::text, to_jsonb(o.points), to_jsonb(o.lots),
     'posting ' || o.number || ': its lots do not add up to its points'
 FROM (
@@ -12,7 +13,8 @@ SELECT NULL, NULL, o.member, o.day::text, NULL, to_jsonb(o.kind),
     'posting ' || o.number || ': moves points from ' || o.from_account || ' to ' || o.to_account
 FROM book.postings o
 WHERE o.kind <> 'correct' AND (o.kind, o.from_account, o.to_account) NOT IN (
-    ('settle', 'pending', 'available'), ('release', 'held', 'pending'), ('release', 'held', 'available'),
+    ('settle', 'pending', 'available'), ('settle', 'available', 'pending'), ('release', 'pending', 'held'),
+    ('release', 'available', 'held'), ('confirm', 'issuance', 'held'), ('release', 'held', 'pending'), ('release', 'held', 'available'),
     ('confirm', 'held', 'issuance'), ('refund', 'held', 'issuance'), ('refund', 'pending', 'issuance'),
     ('refund', 'available', 'issuance'), ('clawback', 'pending', 'issuance'),
     ('clawback', 'available', 'issuance'), ('expire', 'available', 'expired'),
