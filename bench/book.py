@@ -148,9 +148,10 @@ def _yardstick() -> float:
 
 def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell: Callable[[str], None]) -> Shape:
     runs: list[Run] = []
-    with pinned(SHAPES[name]):
-        database = EmbeddedDatabase(DATABASE)
-    with database:
+    with contextlib.ExitStack() as stack:
+        # A process stays on the core on which it was started.
+        with pinned(SHAPES[name]):
+            database = stack.enter_context(EmbeddedDatabase(DATABASE))
         for number in range(1, settings.runs + 1):
             with new_book(database, number) as connection, pinned(WORKER_CORE):
                 runs.append(_run(connection, client))
