@@ -97,7 +97,8 @@ class Follower:
             links.append(chain.link)
             if chain.link.next_seq - link.next_seq >= GROUP_ENTRIES or len(batches) >= GROUP_BATCHES:
                 break
-        if not batches:
+        # What another server has in its place meanwhile is not what was found to be safe.
+        if not batches or self._durability.has_changed():
             return None
         entries = [batch for batch in batches if isinstance(batch, EntriesBatch)]
         controls = control_events(self._client, self._keys, entries)

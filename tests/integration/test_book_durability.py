@@ -92,6 +92,64 @@ def test_where_rewrites_put_writing_off(server_factory: ServerFactory, monkeypat
     assert after(clock, 0.1, lambda: durable.safe_batch(6)) == 6
 
 
+def test_another_configuration_counts_from_then_on(
+    server_factory: ServerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = server_factory("valkey", {"appendonly": "yes", "appendfsync": "always"})
+    client = server.client()
+    clock = Clock(monkeypatch)
+    durable, lenient = (Durability(client, require_durable=required) for required in (True, False))
+    assert durable.safe_batch(5) == 5
+
+    client.config_set("appendfsync", "everysec")
+    assert after(clock, 0.0, lambda: durable.safe_batch(6)) == 0
+    assert after(clock, 0.1, lambda: durable.safe_batch(6)) == 0
+    assert after(clock, FLUSH_S, lambda: durable.safe_batch(7)) == 6
+
+    client.config_set("appendonly", "no")
+    with pytest.raises(UnsafeServer, match=NO_FILE):
+        durable.safe_batch(8)
+    assert [lenient.safe_batch(8), lenient.safe_batch(8)] == [0, 8]
+    assert caplog.messages == [f"{NO_FILE}: should it lose its ledger, the book will contradict it"]
+
+    # Its file is of no use before all is in it.
+    client.mset({f"key-{number}": number for number in range(10_000)})
+    client.config_set("rdb-key-save-delay", "1000")
+    client.config_set("appendonly", "yes")
+    client.config_set("appendfsync", "always")
+    assert [lenient.safe_batch(9) for _ in range(3)] == [0, 0, 0]
+    assert after(clock, FLUSH_S, lambda: lenient.safe_batch(9)) == 0
+    client.config_set("rdb-key-save-delay", "0")
+    wait_until(lambda: lenient.safe_batch(9) == 9, "all is in the file")
+
+
+def test_another_server_counts_from_then_on(server_factory: ServerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have lost what was seen, and have other batches by the same numbers."""
+    server = server_factory("valkey", {"appendonly": "yes", "appendfsync": "everysec"})
+    client = server.client()
+    clock = Clock(monkeypatch)
+    durable = Durability(client, require_durable=True)
+    assert durable.safe_batch(10) == 0
+    assert after(clock, FLUSH_S, lambda: durable.safe_batch(10)) == 10
+    # As a server is that has lost its last ones without having been restarted: a replica that copied another's data.
+    assert durable.safe_batch(7) == 0
+    assert after(clock, FLUSH_S, lambda: durable.safe_batch(10)) == 7
+    assert not durable.has_changed()
+
+    server.restart()
+    wait_until(client.ping, "it is back")
+    assert durable.has_changed()
+    assert durable.safe_batch(10) == 0
+    assert durable.safe_batch(10) == 0
+    assert after(clock, FLUSH_S, lambda: durable.safe_batch(11)) == 10
+
+    server.stop()
+    server.options["appendonly"] = "no"
+    server.start()
+    with pytest.raises(UnsafeServer, match=NO_FILE):
+        durable.safe_batch(11)
+
+
 def test_a_server_that_does_not_say(server_factory: ServerFactory, caplog: pytest.LogCaptureFixture) -> None:
     server = server_factory("valkey", {"appendonly": "yes", "appendfsync": "always"})
     client = server.client()
