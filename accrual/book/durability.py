@@ -48,7 +48,7 @@ log = logging.getLogger("accrual.book")
 class Standing(NamedTuple):
     """What a server says. ``server`` names the process and its data, both as long as they are the same.
 
-    ``policy`` is ``appendfsync``, ``none`` without a file, or ``unknown``; ``pauses``, whether rewrites put writing off.
+    ``policy`` is ``appendfsync``, ``none`` without a file, or ``unknown``; ``pauses``: rewrites put writing off.
     """
 
     server: tuple[str, str]

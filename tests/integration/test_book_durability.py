@@ -144,7 +144,7 @@ def test_another_server_counts_from_then_on(server_factory: ServerFactory, monke
     assert after(clock, FLUSH_S, lambda: durable.safe_batch(11)) == 10
 
     server.stop()
-    server.options["appendonly"] = "no"
+    server.options = {**server.options, "appendonly": "no"}
     server.start()
     with pytest.raises(UnsafeServer, match=NO_FILE):
         durable.safe_batch(11)
