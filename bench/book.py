@@ -77,6 +77,8 @@ class Run(msgspec.Struct, frozen=True):
     postgresql_us: float
     log_bytes: float
     """What an entry takes of PostgreSQL's write-ahead log."""
+    disk_bytes: float
+    """What it takes of the book's tables and indexes, identities and balances included."""
     bare_per_s: float = 0.0
     settled_members_per_s: float = 0.0
     entries: int = 0
@@ -95,6 +97,7 @@ class Shape(msgspec.Struct, frozen=True):
     python: Figure
     postgresql: Figure
     log: Figure
+    disk: Figure
     settle: Figure
 
 
@@ -171,6 +174,7 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
         python=figure("python", "us", "python_us"),
         postgresql=figure("postgresql", "us", "postgresql_us"),
         log=figure("write-ahead log", "bytes", "log_bytes"),
+        disk=figure("on disk", "bytes", "disk_bytes"),
         settle=figure("settle", "members/s", "settled_members_per_s"),
     )
 
@@ -248,6 +252,7 @@ def _ingest(connection: Connection, client: redis.Redis) -> Run:
         python_us=python_s / entries * MICROSECONDS,
         postgresql_us=postgresql_s / entries * MICROSECONDS,
         log_bytes=(_log_position(connection) - log_before) / entries,
+        disk_bytes=_table_bytes(connection) / entries,
     )
 
 
@@ -291,6 +296,14 @@ def _log_position(connection: Connection) -> int:
     return int(row[0])
 
 
+def _table_bytes(connection: Connection) -> int:
+    row: Any = connection.execute(
+        "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class "
+        "WHERE relnamespace = 'book'::regnamespace AND relkind = 'r'"
+    ).fetchone()
+    return int(row[0])
+
+
 def _processor_s(pid: int) -> float:
     """Return the processor time that a process has taken."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -308,6 +321,7 @@ def summary(measured: BookMeasured) -> str:
             ("ingester, processor", shape.python, f"{shape.python.median:.1f} µs an entry"),
             ("PostgreSQL, processor", shape.postgresql, f"{shape.postgresql.median:.1f} µs an entry"),
             ("write-ahead log", shape.log, f"{shape.log.median:,.0f} bytes an entry"),
+            ("on disk", shape.disk, f"{shape.disk.median:,.0f} bytes an entry"),
             ("settle", shape.settle, f"{shape.settle.median:,.0f} members/s"),
         ):
             ratio = f"{figure.ratio_to(shape.bare):.2f}" if figure.unit == "entries/s" else ""
