@@ -17,17 +17,16 @@ from bench.workload import CHUNK_EVENTS, DEFAULT_SEED
 
 __all__ = ["main"]
 
-KEYS: Final = (100_000, 1_000_000)
+KEYS: Final = (100_000, 1_000_000, 10_000_000)
 QUICK_KEYS: Final = (10_000, 100_000)
-MANY_KEYS: Final = 10_000_000
 QUICK_MEMBERS: Final = 100_000
 FIRST_TOUCH_BYTES: Final = 1 << 30
 
 EXAMPLES: Final = """\
 examples:
-  python -m bench                           everything, some minutes
+  python -m bench                           everything, an hour or more, in 16 GB of memory
   python -m bench --quick                   the same on little data: whether it works, not how fast it is
-  python -m bench core --many-keys          the core, with 10 million keys a table as well (12 GB of memory)
+  python -m bench core --keys 1000000       the core on so many keys a table (10 million of them take 12 GB of memory)
   python -m bench drain --events 4000000 --variants single durable
   python -m bench latency --rate 100000 --seconds 10 --linger-ms 1
   python -m bench restart --state-members 1000000
@@ -73,8 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--directory", type=Path, metavar="DIR", help="for the server's files; default: a temporary one"
     )
     group = parser.add_argument_group("core")
-    group.add_argument("--keys", type=positive, nargs="+", metavar="N", help="keys a table; default 100000 1000000")
-    group.add_argument("--many-keys", action="store_true", help="10 million keys as well")
+    group.add_argument("--keys", type=positive, nargs="+", metavar="N", help="keys a table; default 100000 1000000 10000000")
     group.add_argument("--replies", type=positive, metavar="N", help="replies of 8192 fresh events; default 24")
     group = parser.add_argument_group("drain")
     group.add_argument("--events", type=positive, metavar="N", help="events on the stream; default 2000000")
@@ -117,7 +115,7 @@ def _add_lasting(parser: argparse.ArgumentParser) -> None:
 def _run_core(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
     keys = parsed.keys or (QUICK_KEYS if parsed.quick else KEYS)
     results = []
-    for number in (*keys, MANY_KEYS) if parsed.many_keys else keys:
+    for number in keys:
         settings = core.CoreSettings(
             keys=number,
             replies=parsed.replies or (8 if parsed.quick else 24),
