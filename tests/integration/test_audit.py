@@ -32,7 +32,7 @@ from accrual.events import encode_compact, validate
 from accrual.rulebook import day_number
 from accrual.settings import Settings
 from accrual.stream import secret_check
-from audits import found, triggers_off
+from audits import changed, found, triggers_off
 from books import BOOK_RULEBOOK, Partition, at, facts, ingest, order
 from servers import Server
 from workers import SECRET, command
@@ -450,6 +450,42 @@ def test_events_that_have_left_the_stream_are_read_from_the_archive(valkey: Serv
         ingest(connection, partition)
     findings, report = audit(valkey, book, str(tmp_path / "archive"))
     assert (findings, report.notes) == ([], [])
+
+
+def test_a_book_of_two_partitions(valkey: Server, book: str, tmp_path: Path) -> None:
+    """What is wrong in one of them is named with it, and not seen where only the other one is audited."""
+    partitions = [Partition(valkey.client(), name) for name in ("p", "q")]
+    for number, partition in enumerate(partitions):
+        own = [order(number * 10 + day, f"m{number}", day=day, device=f"d{day % 2}") for day in range(6)]
+        partition.send(*own[:3])
+        partition.send(*own[3:], {"id": "shared", "kind": "checkin", "member": f"m{number}", "ts": at(5, 10)})
+        partition.send(refund(number, number * 10, f"m{number}", 500) | {"ts": at(6)})
+    with connect(book) as connection:
+        ingest(connection, *partitions)
+        slow(connection, partitions[0].rulebook, refund_wait_hours=0)
+        settle(connection, partitions[0].rulebook, DAY)
+        # The other partition's is the one that the book does not have.
+        rows = connection.execute("SELECT partition_id, seq FROM book.exceptions WHERE kind = 'id_taken'").fetchall()
+        assert rows == [(2, 7)]
+
+    def audited() -> list[tuple[str, str | None, int | None]]:
+        settings = Settings(redis=valkey.url, database=book, secret=SECRET.key.hex())
+        report = AuditReport()
+        findings = list(Audit(settings=settings, workers=2).run(report))
+        assert report.notes == []
+        return sorted((finding.check, finding.partition, finding.seq) for finding in findings)
+
+    assert audited() == []
+    changed(partitions[1], {"e14": order(14, "m1", 3000, day=4)})
+    with connect(book) as connection:
+        triggers_off(connection)
+        connection.execute("UPDATE book.entries SET base = 11 WHERE (partition_id, seq) = (2, 2)")
+    assert audited() == [("decisions", "q", 5), ("rows", "q", 2)]
+    rulebook = tmp_path / "rulebook.toml"
+    rulebook.write_text(BOOK_RULEBOOK, encoding="utf-8")
+    flags = ("--rulebook", str(rulebook), "--redis", valkey.url, "--database", book)
+    done = command("audit", *flags, "--partition", "p", variables={"ACCRUAL_SECRET": SECRET.key.hex()})
+    assert (done.returncode, done.stdout) == (0, b""), done.stdout + done.stderr
 
 
 def test_the_command(planted: tuple[Server, str, Partition], tmp_path: Path) -> None:
