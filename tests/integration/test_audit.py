@@ -33,7 +33,7 @@ from accrual.rulebook import day_number
 from accrual.settings import Settings
 from accrual.stream import secret_check
 from audits import changed, found, triggers_off
-from books import BOOK_RULEBOOK, Partition, at, facts, ingest, order
+from books import BOOK_RULEBOOK, Partition, at, facts, ingest, order, redeem
 from servers import Server
 from workers import SECRET, command
 
@@ -49,7 +49,9 @@ def history(server: Server, connection: Connection) -> Partition:
     """Make a book in which everything has happened once."""
     partition = Partition(server.client())
     partition.send(*(order(number, "m1", device="d1", phone="p1") for number in range(1, 9)))
-    partition.send(*(order(number, "m2", 20_000) for number in range(10, 13)), order(13, "会员\0", 700))
+    partition.send(
+        *(order(number, "m2", 20_000) for number in range(10, 13)), order(13, "会员\0", 700), order(15, "m6")
+    )
     partition.send(
         {"id": "c1", "kind": "checkin", "member": "m2", "ts": at()},
         {"id": "x", "kind": "nonsense", "member": "m", "ts": at()},
@@ -63,10 +65,13 @@ def history(server: Server, connection: Connection) -> Partition:
     slow(connection, partition.rulebook, refund_wait_hours=0)
     settle(connection, partition.rulebook, DAY)
     partition.send(refund(5, 12, "m2", 1000), order(22, "m3", 777, ts=at(0, 302), at=at(5)))
+    partition.send({"id": "f1", "kind": "member_frozen", "member": "m5", "ts": at(5)}, order(23, "m5", day=5))
     ingest(connection, partition)
     slow(connection, partition.rulebook, refund_wait_hours=0)
     release(connection, "m1", reason="checked", by="alice")
     confirm(connection, "m3", reason="abuse", by="alice", claw_back=(DAY, DAY))
+    confirm(connection, "m5", reason="abuse", by="alice")
+    redeem(connection, "m6", 4)
     adjust(connection, "m2", -1000, reason="taken", note="", by="alice", approval_points=10_000)
     adjust(connection, "m2", 77, reason="given", note="", by="alice", approval_points=10_000)
     adjust(connection, "m4", 5, reason="given", note="", by="alice", approval_points=10_000)
@@ -169,7 +174,12 @@ ERRORS = {
     ),
     "a settlement twice": (AGAIN + FIRST.format("settle"), {"settlements", "balances", "lots"}),
     "a release twice": (AGAIN + FIRST.format("release"), {"holds", "balances", "lots"}),
-    "a confirmation twice": (
+    "a confirmation twice": (AGAIN + FIRST.format("confirm"), {"holds", "reversals", "balances"}),
+    "a confirmation of more": (
+        f"UPDATE book.postings SET points = 5000 WHERE number = {FIRST.format('confirm')}",
+        {"holds", "reversals", "balances"},
+    ),
+    "a clawback twice": (
         AGAIN + FIRST.format("clawback"),
         {"reversals", "balances", "lots", "expiry"},
     ),
@@ -182,6 +192,11 @@ ERRORS = {
         {"postings", "actions"},
     ),
     "an expiry twice": (AGAIN + FIRST.format("expire"), {"expiry", "balances", "lots"}),
+    "a redemption twice": (AGAIN + FIRST.format("redeem"), {"expiry", "balances", "lots"}),
+    "a redemption of more than there is": (
+        f"UPDATE book.postings SET points = 11, lot_points = ARRAY[11] WHERE number = {FIRST.format('redeem')}",
+        {"expiry", "balances", "lots"},
+    ),
     "an expiry before its time": (
         "UPDATE book.actions SET details = '{\"day\": \"2027-11-01\"}' WHERE kind = 'expire'",
         {"expiry"},
@@ -255,6 +270,8 @@ def test_errors_that_are_planted(planted: tuple[Server, str, Partition]) -> None
         "a settlement twice",
         "a release twice",
         "a confirmation twice",
+        "a clawback twice",
+        "a redemption twice",
         "a refund twice",
         "an expiry twice",
         "an expiry before its time",
