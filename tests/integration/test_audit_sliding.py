@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from accrual.book import Connection, connect
+from accrual.book import Connection, connect, slow
 from accrual.rulebook import parse
 from audits import found, triggers_off
 from books import DAY_MS, Partition, at, ingest, order
@@ -238,4 +238,6 @@ def test_nothing_is_beyond_windows_that_were_kept_to(valkey: Server, book: str, 
         booked(valkey, connection, chosen, texts)
         tripped = connection.execute("SELECT FROM book.entries WHERE evidence IS NOT NULL").fetchall()
         assert len(tripped) > 50
+        slow(connection, parse(texts[-1]), refund_wait_hours=0)
+        assert connection.execute("SELECT FROM book.entries WHERE late LIMIT 1").fetchall()
         assert [finding.line() for finding in capped(connection)] == []
