@@ -12,6 +12,7 @@ import redis
 
 from accrual.book import Connection
 from accrual.book.follow import Follower, follow
+from accrual.book.posting import act, lock_members, plan, post
 from accrual.engine import STREAM_SLACK_DAYS, BatchHeader, ReferenceEngine, StreamEntry
 from accrual.events import encode_compact, validate
 from accrual.ledger import START, RulebookRecord, decode_header
@@ -31,6 +32,7 @@ __all__ = [
     "facts",
     "ingest",
     "order",
+    "redeem",
     "run_json",
     "taking",
 ]
@@ -181,6 +183,15 @@ def ingest(connection: Connection, *partitions: Partition) -> None:
             opened.enter_context(Follower(connection, partition.client, partition.name)) for partition in partitions
         ]
         follow(followers, threading.Event(), drain=True)
+
+
+def redeem(connection: Connection, member: str, points: int) -> None:
+    """Spend a member's points, as whoever sells goods for them does."""
+    move = "SELECT %(member)s, 'redeem', 'available', 'redeemed', %(points)s, date '2026-11-10', NULL::date, false"
+    with connection.transaction(), connection.cursor() as cursor:
+        lock_members(cursor, [member])
+        plan(cursor, move, {"member": member, "points": points})
+        post(cursor, act(cursor, "redeem", by="shop"))
 
 
 def balance(connection: Connection, member: str) -> tuple[int, int, int]:

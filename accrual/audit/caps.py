@@ -1,55 +1,99 @@
 """No more than limits let through, counted again from the entries of a day and, for sliding windows, those before.
 
 A limit that clamps or rejects bounds what was granted and held; one that holds or freezes may be passed. Entries are
-counted by partition and through rulebook versions as long as the limit keeps its counts, as the engines count them.
-Each entry that was let through with more than that is a finding of its own, and owes what was too much of it. Late
-entries count among themselves here, and in no sliding window: what they are decided on is another check.
+counted by partition and through rulebook versions as long as the limit keeps its counts, as the engines count them:
+events and members also of those that a limit refused. Each entry that was let through with more than that is a finding
+of its own, and owes what was too much of it. A late entry counts on top of all that was booked for its day before it,
+and in no sliding window.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from psycopg import sql
 
 from accrual.audit.findings import Finding
 from accrual.audit.recorded import LAST_SEQ, Recorded
-from accrual.audit.sliding import Span, first_seq, first_taken, sliding_query, span_of, unit_of
+from accrual.audit.sliding import DECIDED, KEPT, Span, first_seq, first_taken, sliding_query, span_of, unit_of
 from accrual.book.database import Connection
 from accrual.book.texts import shown, stored
-from accrual.rulebook import EarningRule, Limit, Window
+from accrual.rulebook import EarningRule, Limit, Rulebook, Window
 
 __all__ = ["booked_days", "check_caps", "check_once"]
 
-# Entries that were let through, each with what had been counted with it: a maximum for each stretch of seqs.
+# Entries that were counted; `max` is only there where the entry is one that was let through and had to be within it.
 COUNTED: Final = """
     WITH counted AS (
-        SELECT p.name, e.seq, e.number, e.member, e.points, e.{key}::text AS key, r.max, r.clamps
-        FROM book.entries e JOIN book.partitions p USING (partition_id) JOIN unnest(
+        SELECT e.partition_id, e.seq, e.number, {came} AS came, e.member, e.points, e.{key}::text AS key,
+            CASE WHEN {judged} AND e.outcome IN ('granted', 'held') AND {adds} AND e.seq < %(taken)s
+                THEN r.max END AS max
+        FROM book.entries e JOIN unnest(
             %(firsts)s::bigint[], %(lasts)s::bigint[], %(maxima)s::bigint[], %(clamps)s::boolean[], %(kinds)s::jsonb[]
         ) AS r (first, last, max, clamps, kinds) ON {of} AND (r.kinds IS NULL OR r.kinds ? e.kind)
-        WHERE e.day = %(day)s::date AND e.outcome IN ('granted', 'held') AND e.{key} IS NOT NULL
+        WHERE e.day = %(day)s::date AND {counts} AND e.{key} IS NOT NULL AND {keys}
     ), running AS (
-        SELECT *, {running} AS total FROM ({seen}) c
+        SELECT *, {total} OVER (PARTITION BY key ORDER BY {place} ROWS UNBOUNDED PRECEDING) AS total FROM ({seen}) c
     )
-    SELECT name, seq, member, key, max, total::bigint, points FROM running WHERE total > max AND {adds} ORDER BY {place}
+    SELECT p.name, seq, member, key, max, least(total, {most})::bigint, points
+    FROM running JOIN book.partitions p USING (partition_id) WHERE total > max ORDER BY {place}
 """
 
-OF_PARTITION: Final = "NOT e.late AND e.partition_id = %(partition_id)s AND e.seq BETWEEN r.first AND r.last"
-OF_LATE: Final = "e.late AND e.rulebook BETWEEN r.first AND r.last"
+
+class Those(NamedTuple):
+    """Which entries of a day count for one, which of them are judged, and in what place they came."""
+
+    of: str
+    judged: str
+    place: str
+    came: str = "NULL::bigint"
+    keys: str = "true"
+
+
+OF_PARTITION: Final = Those(
+    "NOT e.late AND e.partition_id = %(partition_id)s AND e.seq BETWEEN r.first AND r.last", "true", "seq"
+)
+# All partitions count, and those that were booked by one number in the order in which they came.
+OF_LATE: Final = Those(
+    of="true",
+    judged="e.late AND e.rulebook BETWEEN r.first AND r.last",
+    place="number, came, partition_id, seq",
+    came="""
+            CASE WHEN e.late THEN coalesce(
+                (SELECT d.number FROM book.deferred d WHERE (d.partition_id, d.seq) = (e.partition_id, e.seq)), 0
+            ) ELSE 0 END""",
+    keys="""e.{key} IN (
+            SELECT {key} FROM book.entries WHERE day = %(day)s::date AND late AND rulebook = ANY(%(firsts)s::bigint[])
+        )""",
+)
 
 ALL: Final = "SELECT * FROM counted"
-FIRST_SIGHTS: Final = "SELECT *, min(seq) OVER (PARTITION BY key, member) AS sight FROM counted"
+FIRST_SIGHTS: Final = "SELECT *, row_number() OVER (PARTITION BY key, member ORDER BY {place}) AS sight FROM counted"
 
-# How a measure adds up entry by entry, in what it is added up from, and which entries add to it.
+
+class Measure(NamedTuple):
+    """Which entries a measure counts, how it adds them up, and which of them can be too much."""
+
+    counts: str
+    total: str
+    adds: str = "true"
+    seen: str = ALL
+    most: str = "9223372036854775807"
+
+
 MEASURES: Final = {
-    "points": ("sum(points) OVER (PARTITION BY key ORDER BY {place})", ALL, "(points > 0 OR NOT clamps)"),
-    "events": ("row_number() OVER (PARTITION BY key ORDER BY {place})", ALL, "true"),
-    "members": ("dense_rank() OVER (PARTITION BY key ORDER BY sight)", FIRST_SIGHTS, "true"),
+    "points": Measure(KEPT, "sum(points)", "(e.points > 0 OR NOT r.clamps)"),
+    "events": Measure(DECIDED, "count(*)"),
+    "members": Measure(DECIDED, "count(*) FILTER (WHERE sight = 1)", seen=FIRST_SIGHTS, most="max + 1"),
+    # What `max_per_day` counts: only what was not refused.
+    "earned": Measure(KEPT, "count(*)"),
 }
+
+# The longest business day there is, and more.
+LONGEST_DAY_MS: Final = 48 * 3_600_000
 
 LATE_VERSIONS: Final = "SELECT DISTINCT rulebook FROM book.entries WHERE day = %s::date AND late ORDER BY 1"
 
@@ -67,7 +111,7 @@ ONCE: Final = """
 class Counted(msgspec.Struct, frozen=True):
     """What is counted of a day: ``places`` are stretches of seqs (of versions, for late entries) and their limits.
 
-    ``window_ms`` is that of a sliding window, ``None`` for the day itself.
+    ``window_ms`` is that of a sliding window, ``None`` for the day itself. ``falls`` is a total that need not grow.
     """
 
     detail: str
@@ -75,6 +119,7 @@ class Counted(msgspec.Struct, frozen=True):
     measure: str
     places: list[tuple[int, int, Limit]]
     window_ms: int | None = None
+    falls: bool = False
 
     @property
     def bounds(self) -> list[int | None]:
@@ -123,7 +168,8 @@ def check_caps(connection: Connection, day: str, recorded: Sequence[Recorded]) -
         # Only what was in force with the day's entries counts; of what was in force before, what it counted then.
         during = [record for record in until if record.last_seq >= span.first]
         for counted in itertools.chain(_limits(during, sliding=False), _daily(during)):
-            yield from _check(connection, counted, about, OF_PARTITION)
+            since = {"taken": _taken(connection, counted, about, span)}
+            yield from _check(connection, counted, about | since, OF_PARTITION)
         # A window reaches back to entries of days before, by what was in force then.
         about |= {"partition": records[0].partition, "last": span.last}
         for counted in _limits(until, sliding=True):
@@ -133,12 +179,14 @@ def check_caps(connection: Connection, day: str, recorded: Sequence[Recorded]) -
         if version in versions:
             records = [versions[version]._replace(first_seq=version, last_seq=version)]
             for counted in itertools.chain(_limits(records, sliding=False), _daily(records)):
-                yield from _check(connection, counted, {"day": day}, OF_LATE)
+                # What the book does not have did not count for them.
+                yield from _check(connection, counted, {"day": day, "taken": LAST_SEQ}, OF_LATE)
 
 
 def _limits(records: Sequence[Recorded], *, sliding: bool) -> Iterator[Counted]:
     """Yield the limits of days, or those with a sliding window, each as long as it keeps its counts."""
     going: dict[Any, Counted] = {}
+    falls = any(_takes_points(record.rulebook) for record in records)
     for *_, first, last, rulebook in records:
         kept: dict[Any, Counted] = {}
         for limit in rulebook.limits:
@@ -146,7 +194,7 @@ def _limits(records: Sequence[Recorded], *, sliding: bool) -> Iterator[Counted]:
             if (window_ms is not None) is not sliding:
                 continue
             detail = f"limit {limit.id}: {limit.measure} of {limit.key}"
-            new = Counted(detail, limit.key, limit.measure, [], window_ms)
+            new = Counted(detail, limit.key, limit.measure, [], window_ms, falls and limit.measure == "points")
             kept[limit.identity] = going.pop(limit.identity, new)
             kept[limit.identity].places.append((first, last, limit))
         yield from going.values()
@@ -164,7 +212,7 @@ def _daily(records: Sequence[Recorded]) -> Iterator[Counted]:
             if rule is not None and rule.max_per_day is not None
         ]
         if places:
-            yield Counted(f"{kind} counted more often than max_per_day", "member", "events", places)
+            yield Counted(f"{kind} counted more often than max_per_day", "member", "earned", places)
 
 
 def _as_limit(rule: EarningRule) -> Limit:
@@ -173,19 +221,31 @@ def _as_limit(rule: EarningRule) -> Limit:
     return Limit(rule.kind, "member", "events", Window(None), rule.max_per_day, "reject", (rule.kind,))
 
 
-def _check(connection: Connection, counted: Counted, about: dict[str, object], of: str) -> Iterator[Finding]:
+def _takes_points(rulebook: Rulebook) -> bool:
+    """Tell whether campaigns may come to less than nothing: an entry then takes points from its member."""
+    lowering = (1 - campaign.multiplier for campaign in rulebook.campaigns if campaign.multiplier < 1)
+    return rulebook.stacking == "add" and sum(lowering) > 1
+
+
+def _taken(connection: Connection, counted: Counted, about: dict[str, object], span: Span) -> int:
+    """Return the first seq of a day whose event counted but is not in the book, where its total may have fallen by it.
+
+    Elsewhere totals are too low without it, and none is too high.
+    """
+    if not counted.falls:
+        return LAST_SEQ
+    first = first_seq(connection, about, span, LONGEST_DAY_MS)
+    taken = first_taken(connection, about | {"first": first, "last": span.last})
+    return LAST_SEQ if taken is None else taken
+
+
+def _check(connection: Connection, counted: Counted, about: dict[str, object], those: Those) -> Iterator[Finding]:
     if all(bound is None for bound in counted.bounds):
         return
-    running, seen, adds = MEASURES[counted.measure]
-    place = "number, seq" if of == OF_LATE else "seq"
-    query = sql.SQL(COUNTED).format(
-        key=sql.Identifier(counted.key),
-        of=sql.SQL(of),
-        running=sql.SQL(running.format(place=place)),
-        seen=sql.SQL(seen),
-        adds=sql.SQL(adds),
-        place=sql.SQL(place),
-    )
+    key = sql.Identifier(counted.key)
+    measure = MEASURES[counted.measure]
+    parts = those._asdict() | measure._asdict() | {"seen": measure.seen.format(place=those.place)}
+    query = sql.SQL(COUNTED).format(key=key, **{name: sql.SQL(part).format(key=key) for name, part in parts.items()})
     yield from _too_much(connection, query, counted, about)
 
 
@@ -199,6 +259,7 @@ def _check_sliding(connection: Connection, counted: Counted, about: dict[str, ob
         "first": first,
         "least": min(bounds),
         "taken": LAST_SEQ if taken is None else taken,
+        "falls": counted.falls,
         "unit_ms": unit_of(counted.measure, counted.window_ms),
         "window_ms": counted.window_ms,
     }

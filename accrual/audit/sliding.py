@@ -15,7 +15,7 @@ from psycopg import sql
 
 from accrual.book.database import Connection
 
-__all__ = ["Span", "first_seq", "first_taken", "sliding_query", "span_of", "unit_of"]
+__all__ = ["DECIDED", "KEPT", "Span", "first_seq", "first_taken", "sliding_query", "span_of", "unit_of"]
 
 # The entries of a day, and the earliest event time among them.
 SPAN: Final = """
@@ -55,7 +55,9 @@ COUNTED: Final = """
             PARTITION BY p.key ORDER BY m.place, m.seq ROWS UNBOUNDED PRECEDING
         ) AS total
         FROM placed p CROSS JOIN LATERAL (VALUES
-            (place, seq, {value}, CASE WHEN seq < %(taken)s OR at_ms / %(unit_ms)s <= place THEN max END), {leaving}
+            (place, seq, {value},
+                CASE WHEN seq < %(taken)s OR NOT %(falls)s AND at_ms / %(unit_ms)s <= place THEN max END),
+            {leaving}
         ) AS m (place, seq, value, max)
         WHERE p.whole > %(least)s
     )
@@ -149,7 +151,7 @@ def first_taken(connection: Connection, about: dict[str, object]) -> int | None:
     """Return the first seq whose event was counted, but is not in the book: its id was booked for another one.
 
     Such an event may have moved ``latest`` on. Behind it, an entry is judged only where nothing that had arrived can
-    have: so totals may be too low, but none is too high.
+    have: so totals may be too low, but none is too high. Where it may have taken points, none is judged behind it.
     """
     (taken,) = connection.execute(TAKEN, about).fetchone() or (None,)
     return None if taken is None else int(taken)

@@ -32,8 +32,8 @@ from accrual.events import encode_compact, validate
 from accrual.rulebook import day_number
 from accrual.settings import Settings
 from accrual.stream import secret_check
-from audits import found, triggers_off
-from books import BOOK_RULEBOOK, Partition, at, facts, ingest, order
+from audits import changed, found, triggers_off
+from books import BOOK_RULEBOOK, Partition, at, facts, ingest, order, redeem
 from servers import Server
 from workers import SECRET, command
 
@@ -49,7 +49,9 @@ def history(server: Server, connection: Connection) -> Partition:
     """Make a book in which everything has happened once."""
     partition = Partition(server.client())
     partition.send(*(order(number, "m1", device="d1", phone="p1") for number in range(1, 9)))
-    partition.send(*(order(number, "m2", 20_000) for number in range(10, 13)), order(13, "会员\0", 700))
+    partition.send(
+        *(order(number, "m2", 20_000) for number in range(10, 13)), order(13, "会员\0", 700), order(15, "m6")
+    )
     partition.send(
         {"id": "c1", "kind": "checkin", "member": "m2", "ts": at()},
         {"id": "x", "kind": "nonsense", "member": "m", "ts": at()},
@@ -63,10 +65,13 @@ def history(server: Server, connection: Connection) -> Partition:
     slow(connection, partition.rulebook, refund_wait_hours=0)
     settle(connection, partition.rulebook, DAY)
     partition.send(refund(5, 12, "m2", 1000), order(22, "m3", 777, ts=at(0, 302), at=at(5)))
+    partition.send({"id": "f1", "kind": "member_frozen", "member": "m5", "ts": at(5)}, order(23, "m5", day=5))
     ingest(connection, partition)
     slow(connection, partition.rulebook, refund_wait_hours=0)
     release(connection, "m1", reason="checked", by="alice")
     confirm(connection, "m3", reason="abuse", by="alice", claw_back=(DAY, DAY))
+    confirm(connection, "m5", reason="abuse", by="alice")
+    redeem(connection, "m6", 4)
     adjust(connection, "m2", -1000, reason="taken", note="", by="alice", approval_points=10_000)
     adjust(connection, "m2", 77, reason="given", note="", by="alice", approval_points=10_000)
     adjust(connection, "m4", 5, reason="given", note="", by="alice", approval_points=10_000)
@@ -169,7 +174,12 @@ ERRORS = {
     ),
     "a settlement twice": (AGAIN + FIRST.format("settle"), {"settlements", "balances", "lots"}),
     "a release twice": (AGAIN + FIRST.format("release"), {"holds", "balances", "lots"}),
-    "a confirmation twice": (
+    "a confirmation twice": (AGAIN + FIRST.format("confirm"), {"holds", "reversals", "balances"}),
+    "a confirmation of more": (
+        f"UPDATE book.postings SET points = 5000 WHERE number = {FIRST.format('confirm')}",
+        {"holds", "reversals", "balances"},
+    ),
+    "a clawback twice": (
         AGAIN + FIRST.format("clawback"),
         {"reversals", "balances", "lots", "expiry"},
     ),
@@ -182,6 +192,11 @@ ERRORS = {
         {"postings", "actions"},
     ),
     "an expiry twice": (AGAIN + FIRST.format("expire"), {"expiry", "balances", "lots"}),
+    "a redemption twice": (AGAIN + FIRST.format("redeem"), {"expiry", "balances", "lots"}),
+    "a redemption of more than there is": (
+        f"UPDATE book.postings SET points = 11, lot_points = ARRAY[11] WHERE number = {FIRST.format('redeem')}",
+        {"expiry", "balances", "lots"},
+    ),
     "an expiry before its time": (
         "UPDATE book.actions SET details = '{\"day\": \"2027-11-01\"}' WHERE kind = 'expire'",
         {"expiry"},
@@ -255,6 +270,8 @@ def test_errors_that_are_planted(planted: tuple[Server, str, Partition]) -> None
         "a settlement twice",
         "a release twice",
         "a confirmation twice",
+        "a clawback twice",
+        "a redemption twice",
         "a refund twice",
         "an expiry twice",
         "an expiry before its time",
@@ -450,6 +467,42 @@ def test_events_that_have_left_the_stream_are_read_from_the_archive(valkey: Serv
         ingest(connection, partition)
     findings, report = audit(valkey, book, str(tmp_path / "archive"))
     assert (findings, report.notes) == ([], [])
+
+
+def test_a_book_of_two_partitions(valkey: Server, book: str, tmp_path: Path) -> None:
+    """What is wrong in one of them is named with it, and not seen where only the other one is audited."""
+    partitions = [Partition(valkey.client(), name) for name in ("p", "q")]
+    for number, partition in enumerate(partitions):
+        own = [order(number * 10 + day, f"m{number}", day=day, device=f"d{day % 2}") for day in range(6)]
+        partition.send(*own[:3])
+        partition.send(*own[3:], {"id": "shared", "kind": "checkin", "member": f"m{number}", "ts": at(5, 10)})
+        partition.send(refund(number, number * 10, f"m{number}", 500) | {"ts": at(6)})
+    with connect(book) as connection:
+        ingest(connection, *partitions)
+        slow(connection, partitions[0].rulebook, refund_wait_hours=0)
+        settle(connection, partitions[0].rulebook, DAY)
+        # The other partition's is the one that the book does not have.
+        rows = connection.execute("SELECT partition_id, seq FROM book.exceptions WHERE kind = 'id_taken'").fetchall()
+        assert rows == [(2, 7)]
+
+    def audited() -> list[tuple[str, str | None, int | None]]:
+        settings = Settings(redis=valkey.url, database=book, secret=SECRET.key.hex())
+        report = AuditReport()
+        findings = list(Audit(settings=settings, workers=2).run(report))
+        assert report.notes == []
+        return sorted((finding.check, finding.partition, finding.seq) for finding in findings)
+
+    assert audited() == []
+    changed(partitions[1], {"e14": order(14, "m1", 3000, day=4)})
+    with connect(book) as connection:
+        triggers_off(connection)
+        connection.execute("UPDATE book.entries SET base = 11 WHERE (partition_id, seq) = (2, 2)")
+    assert audited() == [("decisions", "q", 5), ("rows", "q", 2)]
+    rulebook = tmp_path / "rulebook.toml"
+    rulebook.write_text(BOOK_RULEBOOK, encoding="utf-8")
+    flags = ("--rulebook", str(rulebook), "--redis", valkey.url, "--database", book)
+    done = command("audit", *flags, "--partition", "p", variables={"ACCRUAL_SECRET": SECRET.key.hex()})
+    assert (done.returncode, done.stdout) == (0, b""), done.stdout + done.stderr
 
 
 def test_the_command(planted: tuple[Server, str, Partition], tmp_path: Path) -> None:

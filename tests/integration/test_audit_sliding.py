@@ -1,4 +1,4 @@
-"""Sliding windows counted again in SQL: an entry beyond them is named, and totals are those of the reference engine."""
+"""Windows counted again in SQL: an entry beyond a sliding one is named, and all totals are the reference engine's."""
 
 from __future__ import annotations
 
@@ -8,62 +8,12 @@ from typing import Any
 
 import pytest
 
-from accrual.audit import Finding
-from accrual.audit.caps import booked_days, check_caps
-from accrual.audit.recorded import recorded_rulebooks
-from accrual.book import Connection, connect
+from accrual.book import Connection, connect, slow
 from accrual.rulebook import parse
 from audits import found, triggers_off
 from books import DAY_MS, Partition, at, ingest, order
+from limits import capped, limit, name_in, rulebook, told
 from servers import Server
-
-EARNING = """\
-[programme]
-name = "sliding-test"
-version = {version}
-timezone = "{zone}"
-
-[[earn]]
-kind = "order_paid"
-points_per_yuan = "1"
-
-[[earn]]
-kind = "checkin"
-points = 5
-max_per_day = 9
-
-[[earn]]
-kind = "review"
-points = 0
-"""
-
-
-def limit(name: str, key: str, measure: str, window: str, most: int, action: str, *kinds: str) -> str:
-    lines = [f'id = "{name}"', f'key = "{key}"', f'measure = "{measure}"', f'window = "{window}"', f"max = {most}"]
-    lines += [f'action = "{action}"'] + ([f"kinds = {list(kinds)}".replace("'", '"')] if kinds else [])
-    return "\n[[limit]]\n" + "\n".join(lines) + "\n"
-
-
-def rulebook(version: int, *limits: str, zone: str = "Asia/Shanghai") -> str:
-    return EARNING.format(version=version, zone=zone) + "".join(limits)
-
-
-def capped(connection: Connection) -> Iterator[Finding]:
-    recorded = recorded_rulebooks(connection)
-    for day in booked_days(connection, None, None):
-        yield from check_caps(connection, day, recorded)
-
-
-def told(connection: Connection) -> list[tuple[Any, ...]]:
-    return [
-        (name_in(one), one.seq, one.member, one.day, one.expected, one.found, one.owed) for one in capped(connection)
-    ]
-
-
-def name_in(finding: Finding) -> str:
-    """Return the limit that a finding names."""
-    return finding.detail.split(":")[0].removeprefix("limit ")
-
 
 CLAMPED = limit("member-points", "member", "points", "8h", 30, "clamp")
 REFUSED = limit("ip-events", "ip", "events", "80s", 3, "reject")
@@ -187,6 +137,9 @@ LIMITS = [
     ("g", "member", "points", "8s", 15),
     ("h", "device", "points", "1h", 60),
     ("i", "phone", "points", "24h", 99),
+    ("j", "ip", "events", "day", 20),
+    ("k", "phone", "members", "day", 3),
+    ("l", "device", "points", "day", 99),
 ]
 KINDS = ["order_paid", "checkin", "review"]
 
@@ -269,7 +222,7 @@ def test_totals_are_those_of_the_reference_engine(valkey: Server, book: str, see
             expected = {
                 (seq, name, most, total)
                 for seq, name, most, total, points in tripped
-                if action == "reject" or name not in "ghi" or points
+                if action == "reject" or name not in "ghil" or points
             }
             with connection.transaction(force_rollback=True):
                 for version, text in enumerate(versions(random.Random(seed), "reject", action), 1):
@@ -285,4 +238,6 @@ def test_nothing_is_beyond_windows_that_were_kept_to(valkey: Server, book: str, 
         booked(valkey, connection, chosen, texts)
         tripped = connection.execute("SELECT FROM book.entries WHERE evidence IS NOT NULL").fetchall()
         assert len(tripped) > 50
+        slow(connection, parse(texts[-1]), refund_wait_hours=0)
+        assert connection.execute("SELECT FROM book.entries WHERE late LIMIT 1").fetchall()
         assert [finding.line() for finding in capped(connection)] == []

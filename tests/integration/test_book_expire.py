@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from accrual.book import Connection, Done, adjust, connect, expire, settle
-from accrual.book.posting import act, lock_members, plan, post
+from accrual.book.posting import lock_members, post
 from accrual.rulebook import day_number
-from books import BOOK_RULEBOOK, Partition, balance, facts, ingest, order, run_json
+from books import BOOK_RULEBOOK, Partition, balance, facts, ingest, order, redeem, run_json
 from servers import Server
 
 # The package has a function of that name in its place.
@@ -212,9 +212,7 @@ def test_nothing_expires_before_it_is_locked(valkey: Server, book: str) -> None:
             thread.start()
             thread.join(0.3)
             assert thread.is_alive()
-            move = "SELECT 'm1', 'redeem', 'available', 'redeemed', 10, date '2026-11-10', NULL::date, false"
-            plan(cursor, move, {})
-            post(cursor, act(cursor, "redeem", by="shop"))
+            redeem(spender, "m1", 10)
         thread.join()
         assert [one.postings for one in done] == [0]
         assert balance(spender, "m1") == (0, 0, 0)
