@@ -27,7 +27,7 @@ from accrual.book.outbox import send_outbox
 from accrual.book.reminders import remind
 from accrual.book.service import run_again
 from accrual.book.settle import settle
-from accrual.book.slow import slow
+from accrual.book.slow import count_waiting, slow
 from accrual.rulebook import Rulebook, day_text
 from accrual.settings import Settings
 from accrual.stream import Keys, StreamServer, parse_stream_id
@@ -201,7 +201,9 @@ class _Jobs(msgspec.Struct, frozen=True, kw_only=True):
         match name:
             case "slow":
                 done = slow(self.connection, self.rulebook, refund_wait_hours=self.refund_wait_hours, **how)
-                return [_report(name, done)]
+                # A dry run looks at the first of them only.
+                waiting = {"waiting": count_waiting(self.connection)} if self.dry_run else {}
+                return [_report(name, done) | waiting]
             case "settle":
                 return [_report(name, done, day) for day, done in self._settle(today, how)]
             case "remind":

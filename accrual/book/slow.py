@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
+import msgspec
 import psycopg
 import redis
 
@@ -29,7 +30,7 @@ from accrual.rulebook import Rulebook
 from accrual.settings import Settings
 from accrual.stream import StreamServer
 
-__all__ = ["SlowService", "slow"]
+__all__ = ["SlowDone", "SlowService", "count_waiting", "slow"]
 
 POLL_S: Final = 1.0
 REPORT_S: Final = 5.0
@@ -48,6 +49,12 @@ ENSURE_DAYS: Final = """
 """
 
 log = logging.getLogger("accrual.book")
+
+
+class SlowDone(Done):
+    """What was done, and how many events wait then, as ``count_waiting`` has it: after a dry run all that waited."""
+
+    waiting: int = 0
 
 
 class SlowService:
@@ -69,10 +76,11 @@ class SlowService:
 
         run_again(work, stopping, longest_pause_s=self._settings.backoff_limit_ms / 1000)
 
-    def drain(self, stopping: threading.Event, *, dry_run: bool = False) -> Done:
-        """Deal with what waits now, and return what was done; with ``dry_run`` what would be."""
+    def drain(self, stopping: threading.Event, *, dry_run: bool = False) -> SlowDone:
+        """Deal with what waits now, and return what was done; with ``dry_run`` what would be done with the first."""
         with self._opened() as (connection, client):
-            return self._once(connection, client, stopping, dry_run=dry_run)
+            done = self._once(connection, client, stopping, dry_run=dry_run)
+            return SlowDone(**msgspec.structs.asdict(done), waiting=count_waiting(connection))
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Connection, redis.Redis]]:
@@ -120,6 +128,11 @@ def slow(
     return total
 
 
+def count_waiting(connection: Connection) -> int:
+    """Return how many events wait, also those that must go on waiting for an order."""
+    return int((connection.execute("SELECT count(*) FROM book.waiting").fetchone() or (0,))[0])
+
+
 def _all_of(
     connection: Connection,
     judge: Callable[[psycopg.Cursor[Any]], Done | None],
@@ -130,13 +143,13 @@ def _all_of(
 ) -> None:
     """Have chunk after chunk judged, of ``most`` events or one more chunk, and count what was done."""
     reported_s = time.monotonic()
-    waited = 0 if most is None else _waiting(connection)
+    waited = 0 if most is None else count_waiting(connection)
     while not is_stopped(stopping):
         done = retried(functools.partial(_in_turn, connection, judge))
         if done is None:
             return
         total.add(done)
-        if most is not None and waited - _waiting(connection) >= most:
+        if most is not None and waited - count_waiting(connection) >= most:
             return
         if time.monotonic() - reported_s >= REPORT_S:
             reported_s = time.monotonic()
@@ -145,12 +158,7 @@ def _all_of(
 
 def _say(connection: Connection, total: Done) -> None:
     words = "slow: %d members, %d postings, %d points; %d events wait"
-    log.info(words, total.members, total.postings, total.points, _waiting(connection))
-
-
-def _waiting(connection: Connection) -> int:
-    """Return how many events wait, also those that must go on waiting for an order."""
-    return int((connection.execute("SELECT count(*) FROM book.waiting").fetchone() or (0,))[0])
+    log.info(words, total.members, total.postings, total.points, count_waiting(connection))
 
 
 def _in_turn(connection: Connection, judge: Callable[[psycopg.Cursor[Any]], Done | None]) -> Done | None:

@@ -6,19 +6,23 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
+import numpy as np
 import pytest
 import redis
 
 from accrual.engine import STREAM_SLACK_DAYS, Entry, Position, ReferenceEngine, Secret, StreamEntry
 from accrual.engine.fast import FastEngine
 from accrual.ledger import LedgerReader, RulebookRecord, entry_line
+from accrual.outcomes.privacy import _round as sip_round
 from accrual.rulebook import Rulebook, parse
+from accrual.snapshots import SnapshotReader
 from accrual.stream import Keys
 from accrual.stream.rulebooks import offer
 from cutting import Cut, CuttingProxy, Where
-from runs import check_like, drain, producing
+from fastpath.core import DEFAULT_SEGMENT_SHIFT
+from runs import check, check_like, drain, producing
 from servers import Server
 from workers import (
     NOON_MS,
@@ -63,6 +67,10 @@ ALL_KEYS: Final = RULEBOOK + "".join(PER_KEY.format(key=key) for key in ("device
 
 SEGMENT_SHIFT: Final = 11
 LINES: Final = 1 << (SEGMENT_SHIFT - 3)
+
+
+# What the half of the key is XORed with that a table's hashes start from (fastpath/rules.pxd).
+DOMAINS: Final = {"devices": 1, "ids": 4, "members": 5}
 
 
 def line_of(fingerprint: int) -> int:
@@ -152,6 +160,86 @@ def test_keys_that_collide_do_not_make_a_table_larger(rng: random.Random) -> Non
     assert attacked.memory_bytes < 2 * usual.memory_bytes
     shared = Counter(fingerprint >> 57 for fingerprint in fingerprints)
     assert max(shared.values()) < 20
+
+
+def names_for_one_line(secret: Secret, table: str, count: int, lines: int) -> list[str]:
+    """Find names of eight digits that all start in the same line of ``table``, as one can who knows the secret."""
+    numbers = np.arange(4 * count * lines)
+    digits = (numbers[:, np.newaxis] // 10 ** np.arange(7, -1, -1) % 10 + ord("0")).astype(np.uint8)
+    # SipHash-1-3 of all of them side by side: each is one word, and another one ends it.
+    first, second = (int.from_bytes(secret.key[half : half + 8], "little") for half in (0, 8))
+    first ^= DOMAINS[table]
+    v0: Any = first ^ 0x736F6D6570736575
+    v1: Any = second ^ 0x646F72616E646F6D
+    v2: Any = first ^ 0x6C7967656E657261
+    v3: Any = second ^ 0x7465646279746573
+    for word in (digits.view("<u8")[:, 0], 8 << 56):
+        v0, v1, v2, v3 = sip_round(v0, v1, v2, v3 ^ word)
+        v0 = v0 ^ word
+    v2 = v2 ^ 0xFF
+    for _ in range(3):
+        v0, v1, v2, v3 = sip_round(v0, v1, v2, v3)
+    found = numbers[((v0 ^ v1 ^ v2 ^ v3) >> 32) % lines == 0][:count]
+    assert len(found) == count
+    return [f"{number:08}" for number in found.tolist()]
+
+
+def flooded_engine(secret: Secret, ids: Sequence[str], members: Sequence[str]) -> FastEngine:
+    """Decide an order of each member, each of them once more as a duplicate, and another order of each member."""
+    rulebook = parse(RULEBOOK)
+    engine, reference = FastEngine(rulebook, secret, 1, SEGMENT_SHIFT), ReferenceEngine(rulebook, secret, 1)
+    orders = [order(n, id=one, member=member) for n, (one, member) in enumerate(zip(ids, members, strict=True))]
+    others = [event | {"id": f"other-{event['id']}"} for event in orders]
+    entries = [
+        StreamEntry(NOON_MS + number, 0, ((b"e", compact(event)),))
+        for number, event in enumerate([*orders, *orders, *others], 1)
+    ]
+    batch = engine.decide_entries(entries)
+    assert batch.counts.duplicates == len(ids)
+    assert list(batch.decisions()) == list(reference.decide_entries(entries).decisions())
+    return engine
+
+
+def test_members_and_events_that_collide_under_one_secret_are_harmless_under_another(rng: random.Random) -> None:
+    """Members are found by their names, in a loop of their own."""
+    known, other = Secret(rng.randbytes(16)), Secret(rng.randbytes(16))
+    ids, members = (names_for_one_line(known, table, 200, LINES) for table in ("ids", "members"))
+    attacked, flooded = flooded_engine(known, ids, members), flooded_engine(other, ids, members)
+    usual = flooded_engine(other, [f"e{n}" for n in rng.sample(range(10**9), 200)], [f"m{n}" for n in range(200)])
+    assert attacked.lines_searched["members"] == lines_searched([0] * 200)
+    assert attacked.lines_searched["ids"] > 10 * 200
+    for engine in (flooded, usual):
+        for table, size in (("ids", 400), ("members", 200)):
+            assert engine.sizes[table] == attacked.sizes[table] == size
+            assert engine.lines_searched[table] < 1.1 * size
+    assert attacked.memory_bytes == flooded.memory_bytes == usual.memory_bytes
+
+
+def test_a_worker_is_not_flooded_by_keys_that_collide_under_another_secret(
+    valkey: Server, rulebook: Path, tmp_path: Path, rng: random.Random
+) -> None:
+    # The segments of a worker's tables are as large as they come, so that so many keys take a while to find.
+    count, lines, known = 20, 1 << (DEFAULT_SEGMENT_SHIFT - 3), Secret(rng.randbytes(16))
+    chosen = zip(
+        *(names_for_one_line(known, table, count, lines) for table in ("ids", "members", "devices")), strict=True
+    )
+    events = [order(n, id=one, member=member, device=device) for n, (one, member, device) in enumerate(chosen)]
+    values = [compact(event) for event in [*events, *events]]
+    client = valkey.client()
+    fill(client, "p", ((f"{NOON_MS + number}-0", {"e": value}) for number, value in enumerate(values, 1)))
+    drain(valkey.url, rulebook, "p", "--snapshots", str(tmp_path / "snapshots"), "--snapshot-interval-s", "0")
+    check(valkey)
+    assert checkpoint_of(client, "p").duplicates == count
+    # What the worker has come to, and what it would have come to with the secret that the keys were made for.
+    (path,) = (tmp_path / "snapshots").glob("*.snapshot")
+    flooded, attacked = FastEngine(parse(RULEBOOK), SECRET), FastEngine(parse(RULEBOOK), known)
+    with SnapshotReader(path) as reader:
+        flooded.restore(reader.header.image, reader, reader.finish)
+    attacked.decide_entries(stream_entries(client, "p"))
+    for table in ("ids", "members", "devices"):
+        assert flooded.sizes[table] == attacked.sizes[table] == count
+        assert flooded.lines_searched[table] < 1.1 * count
+        assert attacked.lines_searched[table] == lines_searched([0] * count)
 
 
 def test_two_partitions_without_a_configured_secret_have_their_own(valkey: Server, rulebook: Path) -> None:

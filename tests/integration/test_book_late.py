@@ -655,9 +655,9 @@ def test_the_command_deals_with_what_waits(valkey: Server, book: str, arguments:
     with connect(book) as connection:
         ingest(connection, partition)
         done = {"dry_run": True, "members": 1, "points": 10, "postings": 1}
-        assert run_json(*arguments, "--dry-run") == [done]
+        assert run_json(*arguments, "--dry-run") == [done | {"waiting": 1}]
         assert balance(connection, "m1") == (10, 0, 0)
-        assert run_json(*arguments, "--drain", "--by", "ops") == [done | {"dry_run": False}]
+        assert run_json(*arguments, "--drain", "--by", "ops") == [done | {"dry_run": False, "waiting": 0}]
         assert balance(connection, "m1") == (20, 0, 0)
         assert connection.execute("SELECT kind, by FROM book.actions").fetchall() == [("late", "ops")]
 

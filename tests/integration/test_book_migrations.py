@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from accrual.book import connect, migrate, open_book
+from accrual.cli import main
 from accrual.errors import BookError
 
 FOLDER = Path(str(importlib.resources.files("accrual.book"))) / "migrations"
@@ -103,6 +104,17 @@ def test_a_book_of_a_newer_or_another_program_is_refused(book: str) -> None:
         connection.execute("UPDATE book.migrations SET sha256 = 'other' WHERE name = %s", (NAMES[0],))
     with pytest.raises(BookError, match=f"another {NAMES[0]} than this program has"), open_book(book):
         pass
+
+
+def test_a_postgresql_older_than_15_is_refused(
+    book: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("balance", "--database", book, "--member", "m1")
+    for version, status in ((150000, 0), (149999, 1), (130014, 1)):
+        monkeypatch.setattr(psycopg.ConnectionInfo, "server_version", version)
+        assert main(arguments) == status
+        said = f"accrual balance: the database is PostgreSQL {version // 10000}, and the book needs 15 or newer\n"
+        assert capfd.readouterr().err == (said if status else "")
 
 
 def test_several_at_once_make_one_book(book: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from accrual.book import (
     Connection,
     Done,
+    SlowService,
     adjust,
     close_exception,
     confirm,
@@ -24,7 +25,9 @@ from accrual.book import (
     slow,
     waiting,
 )
+from accrual.book.slow import SlowDone
 from accrual.rulebook import day_number
+from accrual.settings import Settings
 from audits import found
 from book_model import Model, ModelEntry
 from books import TAKING_RULEBOOK, Partition, at, balance, facts, ingest, order, taking
@@ -337,6 +340,9 @@ def test_a_dry_run_is_short_and_a_long_run_says_how_far_it_is(
         caplog.clear()
         assert slow(connection, partition.rulebook, refund_wait_hours=0, dry_run=True) == Done(2, 2, 2)
         assert caplog.messages[-1] == "slow: 2 members, 2 postings, 2 points; 1 events wait"
+        settings = Settings(database=book, redis=valkey.url, refund_wait_hours=0)
+        service = SlowService(settings, partition.rulebook, by="tester")
+        assert service.drain(threading.Event(), dry_run=True) == SlowDone(2, 2, 2, waiting=3)
         caplog.clear()
         assert slow(connection, partition.rulebook, refund_wait_hours=0) == Done(3, 3, 3)
         assert caplog.messages[:3] == [

@@ -147,7 +147,7 @@ def test_a_dry_run_says_what_each_job_would_do(valkey: Server, book: str, tmp_pa
         with jobs._leading(0, threading.Event()):
             reports = list(jobs.dry_run(threading.Event()))
         assert reports == [
-            {"job": "slow", "members": 1, "postings": 1, "points": 10},
+            {"job": "slow", "members": 1, "postings": 1, "points": 10, "waiting": 1},
             {"job": "settle", "day": "2026-11-10", "members": 1, "postings": 1, "points": 10},
             {"job": "remind", "day": "2026-11-11", "members": 1, "postings": 0, "points": 10},
             {"job": "expire", "day": "2026-11-11", "members": 1, "postings": 1, "points": 10},

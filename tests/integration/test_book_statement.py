@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from accrual.book import Connection, adjust, connect, expire, rebuild, settle, slow, statement
+from accrual.book import Connection, adjust, connect, expire, rebuild, release, settle, slow, statement
 from accrual.rulebook import day_number
 from books import Partition, at, ingest, order, run_json
 from servers import Server
@@ -110,6 +110,24 @@ def test_the_command(valkey: Server, book: str) -> None:
     refused = command("statement", "--database", book, "--member", "m1", "--from", "yesterday")
     assert refused.returncode == 2
     assert b"'yesterday' is not a date" in refused.stderr
+
+
+def test_the_command_by_state(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    # The sixth order of a device freezes its member.
+    partition.send(*(order(number, device="d") for number in range(1, 8)))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        release(connection, "m1", reason="checked", by="alice")
+        settle(connection, partition.rulebook, DAY)
+
+    def moved(state: str) -> list[tuple[str, str, str, int]]:
+        found = run_json("statement", "--database", book, "--member", "m1", "--state", state)
+        return [(line["kind"], line["from"], line["to"], line["points"]) for line in found]
+
+    settled, granted = ("settle", "pending", "available", 70), ("accrue", "issuance", "pending", 10)
+    assert moved("held") == [("release", "held", "pending", 10)] * 2 + [("accrue", "issuance", "held", 10)] * 2
+    assert moved("pending") == [settled] + [("release", "held", "pending", 10)] * 2 + [granted] * 5
 
 
 def test_projections_come_out_equal_or_are_put_right(valkey: Server, book: str) -> None:

@@ -191,20 +191,33 @@ def test_what_is_outstanding_by_state_and_age(valkey: Server, book: str) -> None
     assert [(line.points, line.value_fen) for line in lines[-2:]] == [(-10, -7), (90, 68)]
 
 
-def test_files_and_bad_input(valkey: Server, book: str, tmp_path: Path) -> None:
+def test_every_format_has_the_same_rows_and_bad_input_is_refused(valkey: Server, book: str, tmp_path: Path) -> None:
     rulebook = tmp_path / "rulebook.toml"
-    rulebook.write_text(BOOK_RULEBOOK, encoding="utf-8")
+    rulebook.write_text(RULEBOOK.text, encoding="utf-8")
+    partition = Partition(valkey.client())
+    partition.send(*(order(number, device="d") for number in range(1, 8)))
     with connect(book) as connection:
-        history(valkey, connection)
+        ingest(connection, partition)
+        adjust(connection, "m2", -400, reason="taken", note="", by="alice", approval_points=1000)
         with pytest.raises(UsageError, match="is after"):
             liability(connection, RULEBOOK, DAY, DAY - 1)
-    flags = ("liability", "--rulebook", str(rulebook), "--database", book, "--from", "2026-11-01", "--to", "2026-12-31")
-    lines = run_json(*flags, "--breakage", "0.25")
-    table = list(csv.DictReader(command(*flags, "--format", "csv", "--breakage", "0.25").stdout.decode().splitlines()))
-    assert [(row["line"], int(row["points"])) for row in table] == [(line["line"], line["points"]) for line in lines]
+    # The adjustment is of today, whenever that is.
+    period = ("--from", "2026-11-01", "--to", "2099-12-31", "--basis", "business")
+    flags = ("liability", "--rulebook", str(rulebook), "--database", book, *period)
+    lines = [{"state": "", "age": ""} | line for line in run_json(*flags, "--breakage", "0.25")]
+    assert {(line["state"], line["age"], line["points"], line["value_fen"]) for line in lines if line["state"]} == {
+        ("pending", "366+", 50, 38),
+        ("held", "366+", 20, 15),
+        ("available", "overdrawn", -400, -300),
+    }
+    printed = command(*flags, "--format", "csv", "--breakage", "0.25").stdout.decode().splitlines()
+    assert printed[0] == "line,points,value_fen,state,age"
+    assert list(csv.DictReader(printed)) == [{name: str(value) for name, value in line.items()} for line in lines]
     path = tmp_path / "liability.parquet"
     assert command(*flags, "--format", "parquet", "--output", path, "--breakage", "0.25").returncode == 0
-    assert pyarrow.parquet.read_table(path).column("points").to_pylist() == [line["points"] for line in lines]
+    table = pyarrow.parquet.read_table(path)
+    assert table.column_names == printed[0].split(",")
+    assert table.to_pylist() == lines
     for wrong in (("--breakage", "2"), ("--breakage", "much"), ("--format", "parquet"), ("--output", "x")):
         assert command(*flags, *wrong).returncode == 2
 

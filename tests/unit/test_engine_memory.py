@@ -30,6 +30,7 @@ max = 300
 action = "clamp"
 """
 ALL_KEYS = RULEBOOK + "".join(PER_KEY.format(key=key) for key in ("device", "ip", "phone"))
+PER_DAY = 4000
 MORE = """
 [[limit]]
 id = "{key}-hour-{version}"
@@ -109,6 +110,46 @@ def test_the_same_decisions_take_the_same_memory_whatever_was_brought_in_ahead()
         assisted.prepare()
         assert alone.memory_bytes == assisted.memory_bytes
         assert alone.headroom_bytes(1000) == assisted.headroom_bytes(1000)
+
+
+def day_of_regulars(day: int) -> list[StreamEntry]:
+    """Return a day's orders at a constant rate, of the same members each day, a tenth of them with a new device."""
+    entries = []
+    for first in range(day * PER_DAY, (day + 1) * PER_DAY, 100):
+        ms = NOON_MS + first * DAY_MS // PER_DAY
+        events = []
+        for number in range(first, first + 100):
+            key = str(number if number % 10 == 0 else number % 700)
+            ts = ms - DAY_MS if number % 20 == 5 else ms
+            events.append([str(number), "order_paid", str(number % 500), ts, 100, None, key, key, key])
+        entries.append(StreamEntry(ms, 0, ((b"b", msgspec.msgpack.encode(events)),)))
+    return entries
+
+
+@pytest.mark.parametrize(("reclaims", "settled_day"), [(True, 5), (False, 15)])
+def test_an_event_costs_the_same_however_long_the_stream_is(reclaims: bool, settled_day: int) -> None:
+    """What is dropped makes room for what comes, whether a memory limit asks for it or a segment that is full.
+
+    Such a segment is split unless a quarter of it has expired, so without a limit the tables take longer to settle, and
+    are a little larger then.
+    """
+    engine, days = FastEngine(parse(ALL_KEYS), SECRET, 1, 10), []
+    for day in range(30):
+        if reclaims:
+            engine.reclaim(engine.rulebook.calendar.day(NOON_MS + day * DAY_MS))
+        batch = engine.decide_reply(received(day_of_regulars(day)))
+        assert batch.counts.events == PER_DAY
+        days.append((engine.memory_bytes, engine.sizes, engine.lines_searched))
+    memory_bytes, sizes, lines = days[settled_day]
+    assert sizes["ids"] > 3 * PER_DAY
+    assert sizes["members"] == 500
+    for later_bytes, later_sizes, later_lines in days[-5:]:
+        assert later_bytes < 1.03 * memory_bytes
+        assert sum(later_sizes.values()) < (1.01 if reclaims else 1.1) * sum(sizes.values())
+        # A search for a key takes a line, and hardly ever a second one.
+        for table in ("ids", "members", "devices", "ips", "phones"):
+            assert later_lines[table] <= 1.03 * later_sizes[table]
+        assert sum(later_lines.values()) / sum(later_sizes.values()) < 1.01 * sum(lines.values()) / sum(sizes.values())
 
 
 def test_an_image_that_takes_memory_gives_it_back() -> None:
