@@ -17,7 +17,8 @@ from bench.workload import CHUNK_EVENTS, DEFAULT_SEED
 
 __all__ = ["main"]
 
-KEYS: Final = (100_000, 1_000_000, 10_000_000)
+MANY_KEYS: Final = 10_000_000
+KEYS: Final = (100_000, 1_000_000, MANY_KEYS)
 QUICK_KEYS: Final = (10_000, 100_000)
 QUICK_MEMBERS: Final = 100_000
 FIRST_TOUCH_BYTES: Final = 1 << 30
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--directory", type=Path, metavar="DIR", help="for the server's files; default: a temporary one"
     )
     group = parser.add_argument_group("core")
-    group.add_argument("--keys", type=positive, nargs="+", metavar="N", help="keys a table; default 100000 1000000 10000000")
+    group.add_argument("--keys", type=positive, nargs="+", metavar="N", help="keys a table; default 10**5, 10**6, 10**7")
     group.add_argument("--replies", type=positive, metavar="N", help="replies of 8192 fresh events; default 24")
     group = parser.add_argument_group("drain")
     group.add_argument("--events", type=positive, metavar="N", help="events on the stream; default 2000000")
