@@ -411,6 +411,60 @@ def test_histories_of_the_book(machine: None) -> None:
     )
 
 
+def test_a_history_of_a_blocked_member(machine: None) -> None:
+    """What random histories seldom come to: late orders, refunds, a freeze and another confirmation while blocked."""
+    book = BookMachine()
+
+    def check() -> None:
+        book.balances_and_lots_are_the_model_s()
+        book.postings_are_the_model_s()
+        book.exceptions_are_the_model_s()
+        book.states_are_the_model_s()
+        book.the_accounts_add_up()
+
+    def deal_with_all() -> None:
+        for rule_of_the_book in (book.ingest, book.slow):
+            rule_of_the_book(break_s=0.0)
+            check()
+
+    def refund(order: str, amount: int) -> None:
+        book._send(kind="order_refunded", member="m1", amount=amount, order=order)
+
+    try:
+        book.order(member="m1", amount=5000, ago=0, is_taking=False)
+        book.freeze(member="m1")
+        book.order(member="m1", amount=1234, ago=0, is_taking=False)
+        deal_with_all()
+        book.confirm(member="m1", span=None, is_let_go=False, break_s=0.0)
+        check()
+        assert (book.model.states, book.model.accounts["m1"].held) == ({"m1": "blocked"}, 0)
+        # The ledger has not learnt of it: it goes on to hold what comes, and says once more that the member is frozen.
+        book.order(member="m1", amount=30_000, ago=0, is_taking=False)
+        book.freeze(member="m1")
+        book.late_order(member="m1", amount=1234, ago=2, is_taking=False)
+        late = book.orders[-1][0]
+        # Of the late order, also more than it was; of what was granted before; and of what is held now.
+        for order, amount in ((late, 1000), (late, 1000), (book.orders[0][0], 1000), (book.orders[2][0], 10_000)):
+            refund(order, amount)
+        deal_with_all()
+        account, entries = book.model.accounts["m1"], {entry.order: entry for entry in book.model.entries.values()}
+        assert (entries[late].outcome, entries[late].points, book.model.states) == ("rejected", 0, {"m1": "blocked"})
+        assert (account.pending, account.held) == (40, 200)
+        assert [kind for kind, _ in book.model.exceptions] == ["refund_exceeds_order"]
+        book.confirm(member="m1", span=(0, 0), is_let_go=False, break_s=0.0)
+        check()
+        assert (account.pending, account.held) == (0, 0)
+        book.confirm(member="m1", span=(0, 0), is_let_go=False, break_s=0.0)
+        check()
+        book.release(member="m1", break_s=0.0)
+        book.late_order(member="m1", amount=1234, ago=2, is_taking=False)
+        deal_with_all()
+        # That day is a Sunday.
+        assert (account.pending, account.held, book.model.states) == (30, 0, {})
+    finally:
+        book.teardown()
+
+
 @pytest.mark.slow
 def test_many_histories_of_the_book(machine: None) -> None:
     run_state_machine_as_test(
