@@ -99,6 +99,8 @@ class Model:
         self.settled: set[int] = set()
         self.exceptions: list[tuple[str, str]] = []
         self.ids: set[str] = set()
+        # Who is frozen or blocked; nobody else is.
+        self.states: dict[str, str] = {}
 
     # ------------------------------------------------------------------------------------------------- the ledger
 
@@ -108,6 +110,14 @@ class Model:
         self.ids.add(entry.event)
         self.entries[entry.event] = entry
         self.accounts[entry.member].move(entry.account, entry.points)
+
+    def freeze(self, member: str) -> None:
+        """Freeze a member, unless blocked."""
+        self.states.setdefault(member, "frozen")
+
+    def outcome_of(self, member: str) -> str:
+        """Return what an order of a member comes to, no limit having tripped but a clamp."""
+        return {"frozen": "held", "blocked": "rejected"}.get(self.states.get(member, ""), "granted")
 
     def settle_late(self, entries: Iterable[ModelEntry]) -> None:
         """Make what late entries that were booked together have brought of settled days available, together."""
@@ -131,6 +141,7 @@ class Model:
             self._post("settle", member, day, "pending", "available", points)
 
     def release(self, member: str) -> None:
+        self.states.pop(member, None)
         # What gives comes before what takes.
         for entry in sorted(self._entries_in(member, "held"), key=lambda entry: entry.left < 0):
             if entry.left:
@@ -139,6 +150,7 @@ class Model:
                 entry.account, entry.settled_by = target, None
 
     def confirm(self, member: str) -> None:
+        self.states[member] = "blocked"
         for entry in self._entries_in(member, "held"):
             self._reverse("confirm", entry, entry.left)
 

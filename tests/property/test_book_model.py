@@ -132,7 +132,6 @@ class BookMachine(RuleBasedStateMachine):
         self.orders: list[tuple[str, str]] = []
         self.taking: set[str] = set()
         self.deferred: list[Any] = []
-        self.model_frozen: set[str] = set()
         # Before the first ingest the book knows no rulebook, and lots would live as long as they do by default.
         ingest(self.connection, self.partition)
         self.batches_booked = 1
@@ -232,10 +231,9 @@ class BookMachine(RuleBasedStateMachine):
                     entry.order,
                 )
             )
-        elif entry.kind == "member_frozen":
-            self.model_frozen.add(entry.member)
         else:
-            self.model_frozen.discard(entry.member)
+            assert entry.kind == "member_frozen"
+            self.model.freeze(entry.member)
 
     @rule(break_s=BREAKS)
     def slow(self, break_s: float) -> None:
@@ -252,7 +250,11 @@ class BookMachine(RuleBasedStateMachine):
                 self.deferred.append(entry)
 
     def _late(self, entry: Any) -> ModelEntry:
-        """Book a late order as the page says: per yuan, times M = 1 + Σ (multiplier − 1), clamped to what is left."""
+        """Book a late order as the page says: per yuan, times M = 1 + Σ (multiplier − 1), clamped to what is left.
+
+        Where the member is blocked (step 8 of the decision), no points are computed.
+        """
+        outcome = self.model.outcome_of(entry.member)
         weekend = (entry.day + 3) % 7 >= 5
         percent = 100 + 150 * weekend - 165 * (entry.order in self.taking)
         uncapped = entry.amount * percent // 10_000
@@ -261,7 +263,8 @@ class BookMachine(RuleBasedStateMachine):
         ]
         used = sum(known.points for known in same_day)
         points = uncapped if used + uncapped <= CAP else max(0, CAP - used)
-        outcome = "held" if entry.member in self.model_frozen else "granted"
+        if outcome == "rejected":
+            uncapped = points = 0
         booked = ModelEntry(entry.event, entry.member, entry.day, outcome, points, uncapped, entry.amount, entry.order)
         self.model.book(booked)
         return booked
@@ -277,10 +280,18 @@ class BookMachine(RuleBasedStateMachine):
         if self._is_known(member):
             self._do(lambda connection: release(connection, member, reason="checked", by="reviewer"), break_s)
             self.model.release(member)
-            self.model_frozen.discard(member)
 
-    @rule(member=st.sampled_from(MEMBERS), span=st.sampled_from([None, (0, 2), (0, 12)]), break_s=BREAKS)
-    def confirm(self, member: str, span: tuple[int, int] | None, break_s: float) -> None:
+    @rule(
+        member=st.sampled_from(MEMBERS),
+        span=st.sampled_from([None, (0, 2), (0, 12)]),
+        is_let_go=st.booleans(),
+        break_s=BREAKS,
+    )
+    def confirm(self, member: str, span: tuple[int, int] | None, is_let_go: bool, break_s: float) -> None:
+        """Confirm; the member stays blocked until a release, unless a person lets the member go on at once.
+
+        The event that says so stays in the outbox: the ledger goes on with what is held, and the book alone knows.
+        """
         if not self._is_known(member):
             return
         days = None if span is None else (FIRST_DAY + span[0], FIRST_DAY + span[1])
@@ -288,9 +299,9 @@ class BookMachine(RuleBasedStateMachine):
         self.model.confirm(member)
         if days:
             self.model.claw_back(member, *days)
-        # The model has no blocked members: the event stays in the outbox, and a person lets the member go on.
-        release(self.connection, member, reason="checked", by="reviewer")
-        self.model_frozen.discard(member)
+        if is_let_go:
+            release(self.connection, member, reason="checked", by="reviewer")
+            self.model.release(member)
 
     def _is_known(self, member: str) -> bool:
         return any(entry.member == member for entry in self.model.entries.values())
@@ -362,6 +373,11 @@ class BookMachine(RuleBasedStateMachine):
         assert rows == sorted(self.model.exceptions)
 
     @invariant()
+    def states_are_the_model_s(self) -> None:
+        rows = self.connection.execute("SELECT member, state FROM book.members WHERE state <> 'active'").fetchall()
+        assert dict(rows) == self.model.states
+
+    @invariant()
     def the_accounts_add_up(self) -> None:
         rows: dict[str, int] = dict(self.connection.execute("SELECT account, points FROM book.accounts").fetchall())
         assert sum(rows.values()) == 0
@@ -393,6 +409,60 @@ def test_histories_of_the_book(machine: None) -> None:
             print_blob=True,
         ),
     )
+
+
+def test_a_history_of_a_blocked_member(machine: None) -> None:
+    """What random histories seldom come to: late orders, refunds, a freeze and another confirmation while blocked."""
+    book = BookMachine()
+
+    def check() -> None:
+        book.balances_and_lots_are_the_model_s()
+        book.postings_are_the_model_s()
+        book.exceptions_are_the_model_s()
+        book.states_are_the_model_s()
+        book.the_accounts_add_up()
+
+    def deal_with_all() -> None:
+        for rule_of_the_book in (book.ingest, book.slow):
+            rule_of_the_book(break_s=0.0)
+            check()
+
+    def refund(order: str, amount: int) -> None:
+        book._send(kind="order_refunded", member="m1", amount=amount, order=order)
+
+    try:
+        book.order(member="m1", amount=5000, ago=0, is_taking=False)
+        book.freeze(member="m1")
+        book.order(member="m1", amount=1234, ago=0, is_taking=False)
+        deal_with_all()
+        book.confirm(member="m1", span=None, is_let_go=False, break_s=0.0)
+        check()
+        assert (book.model.states, book.model.accounts["m1"].held) == ({"m1": "blocked"}, 0)
+        # The ledger has not learnt of it: it goes on to hold what comes, and says once more that the member is frozen.
+        book.order(member="m1", amount=30_000, ago=0, is_taking=False)
+        book.freeze(member="m1")
+        book.late_order(member="m1", amount=1234, ago=2, is_taking=False)
+        late = book.orders[-1][0]
+        # Of the late order, also more than it was; of what was granted before; and of what is held now.
+        for order, amount in ((late, 1000), (late, 1000), (book.orders[0][0], 1000), (book.orders[2][0], 10_000)):
+            refund(order, amount)
+        deal_with_all()
+        account, entries = book.model.accounts["m1"], {entry.order: entry for entry in book.model.entries.values()}
+        assert (entries[late].outcome, entries[late].points, book.model.states) == ("rejected", 0, {"m1": "blocked"})
+        assert (account.pending, account.held) == (40, 200)
+        assert [kind for kind, _ in book.model.exceptions] == ["refund_exceeds_order"]
+        book.confirm(member="m1", span=(0, 0), is_let_go=False, break_s=0.0)
+        check()
+        assert (account.pending, account.held) == (0, 0)
+        book.confirm(member="m1", span=(0, 0), is_let_go=False, break_s=0.0)
+        check()
+        book.release(member="m1", break_s=0.0)
+        book.late_order(member="m1", amount=1234, ago=2, is_taking=False)
+        deal_with_all()
+        # That day is a Sunday.
+        assert (account.pending, account.held, book.model.states) == (30, 0, {})
+    finally:
+        book.teardown()
 
 
 @pytest.mark.slow
