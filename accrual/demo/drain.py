@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -85,7 +86,7 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Let no signal come between the start of a process and our knowing of it: nobody would stop it then."""
+    """Let no signal come in between, as of the start of a process and our knowing of it: nobody would stop it then."""
     came: list[int] = []
 
     def hold_back(number: int, _frame: object) -> None:
@@ -102,11 +103,10 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _ended(worker: subprocess.Popen[bytes]) -> bool:
-    try:
-        worker.wait(LOOK_INTERVAL_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+    time.sleep(LOOK_INTERVAL_S)
+    # A signal between the taking of the lock that `Popen` has and its `try` would leave it locked for ever.
+    with _signals_held_back():
+        return worker.poll() is not None
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
