@@ -369,7 +369,7 @@ def switch_and_kill(server: Server, tmp_path: Path, rng: random.Random, steps: S
     current.write_text(version(1).text, encoding="utf-8")
     snapshots = ("--snapshots", str(tmp_path / "snapshots"), "--snapshot-interval-s", "0")
     flags = ("--batch-entries", "20", "--linger-ms", "1", "--in-flight-batches", str(rng.randrange(1, 4)), *snapshots)
-    with producing(server, "p", 20_000, 1000, rng):
+    with producing(server, "p", 100_000, 500, rng):
         drain(server.url, current, "p", *flags)
         for number, step in enumerate(steps, 2):
             print(step)

@@ -387,7 +387,7 @@ def test_snapshots_that_find_no_room_are_thrown_away(
     directory, client = tmp_path / "snapshots", valkey.client()
     flags = ("--snapshots", str(directory), "--snapshot-interval-s", "0", "--snapshots-kept", "2")
     with (
-        producing(valkey, "p", 20_000, 1000, rng),
+        producing(valkey, "p", 100_000, 500, rng),
         WorkerProcess(valkey.url, "p", rulebook, *flags, "--batch-entries", "50") as worker,
     ):
         wait_until(lambda: len(snapshots_in(directory)) == 2, "two snapshots are taken")
@@ -416,7 +416,7 @@ def test_snapshots_on_a_full_disk_are_thrown_away(
     directory.mkdir()
     flags = ("--snapshots", str(directory), "--snapshot-interval-s", "1", "--batch-entries", "50")
     last = rng.randrange(80, 120)
-    with producing(valkey, "p", 20_000, 1000, rng), WorkerProcess(valkey.url, "p", rulebook, *flags) as worker:
+    with producing(valkey, "p", 100_000, 500, rng), WorkerProcess(valkey.url, "p", rulebook, *flags) as worker:
         # By then it has removed what others have left.
         wait_until(lambda: "owner partition" in worker.said, "the worker begins")
         for batch in range(1, last + 1):

@@ -201,7 +201,7 @@ def test_input_is_trimmed_behind_the_oldest_snapshot_and_no_further(
 def test_a_standby_is_warm_and_takes_over(valkey: Server, rulebook: Path, rng: random.Random) -> None:
     client = valkey.client()
     with (
-        producing(valkey, "p", 20_000, 1000, rng),
+        producing(valkey, "p", 100_000, 500, rng),
         WorkerProcess(valkey.url, "p", rulebook, "--batch-entries", "20", lease_ms=DEFAULT_LEASE_MS) as owner,
     ):
         wait_for_batch(client, 5)

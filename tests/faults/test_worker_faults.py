@@ -85,7 +85,7 @@ def test_a_zombie_writes_nothing_and_exits(server: Server, rulebook: Path, rng: 
     client = server.client()
     flags = ("--batch-entries", "20")
     with (
-        producing(server, "p", 20_000, 500, rng),
+        producing(server, "p", 100_000, 500, rng),
         WorkerProcess(server.url, "p", rulebook, *flags, lease_ms=200) as zombie,
     ):
         wait_for_batch(client, 5)
@@ -148,7 +148,7 @@ def test_a_commit_connection_that_goes_silent_is_given_up(server: Server, rulebo
     """As when a firewall forgets it, or the machine of the old master is gone: no reset, no answer, no end."""
     client = server.client()
     flags = ("--batch-entries", "20", "--linger-ms", "0", "--reply-timeout-ms", "300")
-    with Proxy(server.port) as proxy, producing(server, "p", 20_000, 1000, rng):
+    with Proxy(server.port) as proxy, producing(server, "p", 100_000, 500, rng):
         with WorkerProcess(proxy.url, "p", rulebook, *flags, lease_ms=5000) as worker:
             for _ in range(2):
                 wait_for_batch(client, checkpoint_of(client, "p").batch + 3)
