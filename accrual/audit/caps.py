@@ -21,7 +21,7 @@ from accrual.audit.recorded import LAST_SEQ, Recorded
 from accrual.audit.sliding import DECIDED, KEPT, Span, first_seq, first_taken, sliding_query, span_of, unit_of
 from accrual.book.database import Connection
 from accrual.book.texts import shown, stored
-from accrual.rulebook import EarningRule, Limit, Rulebook, Window
+from accrual.rulebook import EarningRule, Limit, Rulebook, Window, combined_multiplier
 
 __all__ = ["booked_days", "check_caps", "check_once"]
 
@@ -167,9 +167,13 @@ def check_caps(connection: Connection, day: str, recorded: Sequence[Recorded]) -
         until = [record for record in records if record.first_seq <= span.last]
         # Only what was in force with the day's entries counts; of what was in force before, what it counted then.
         during = [record for record in until if record.last_seq >= span.first]
-        for counted in itertools.chain(_limits(during, sliding=False), _daily(during)):
-            since = {"taken": _taken(connection, counted, about, span)}
-            yield from _check(connection, counted, about | since, OF_PARTITION)
+        of_day = [*_limits(during, sliding=False), *_daily(during)]
+        taken = _taken(connection, about, span) if any(counted.falls for counted in of_day) else LAST_SEQ
+        for counted in of_day:
+            # Where a total never falls, it is too low without what is not in the book, and none is too high.
+            yield from _check(
+                connection, counted, about | {"taken": taken if counted.falls else LAST_SEQ}, OF_PARTITION
+            )
         # A window reaches back to entries of days before, by what was in force then.
         about |= {"partition": records[0].partition, "last": span.last}
         for counted in _limits(until, sliding=True):
@@ -223,20 +227,14 @@ def _as_limit(rule: EarningRule) -> Limit:
 
 def _takes_points(rulebook: Rulebook) -> bool:
     """Tell whether campaigns may come to less than nothing: an entry then takes points from its member."""
-    lowering = (1 - campaign.multiplier for campaign in rulebook.campaigns if campaign.multiplier < 1)
-    return rulebook.stacking == "add" and sum(lowering) > 1
+    lowering = (campaign.multiplier for campaign in rulebook.campaigns if campaign.multiplier < 1)
+    return combined_multiplier(rulebook.stacking, lowering) < 0
 
 
-def _taken(connection: Connection, counted: Counted, about: dict[str, object], span: Span) -> int:
-    """Return the first seq of a day whose event counted but is not in the book, where its total may have fallen by it.
-
-    Elsewhere totals are too low without it, and none is too high.
-    """
-    if not counted.falls:
-        return LAST_SEQ
+def _taken(connection: Connection, about: dict[str, object], span: Span) -> int:
+    """Return the first seq of a day whose event counted but is not in the book: totals may have fallen by it."""
     first = first_seq(connection, about, span, LONGEST_DAY_MS)
-    taken = first_taken(connection, about | {"first": first, "last": span.last})
-    return LAST_SEQ if taken is None else taken
+    return first_taken(connection, about | {"first": first, "last": span.last})
 
 
 def _check(connection: Connection, counted: Counted, about: dict[str, object], those: Those) -> Iterator[Finding]:
@@ -254,11 +252,10 @@ def _check_sliding(connection: Connection, counted: Counted, about: dict[str, ob
     if counted.window_ms is None or not bounds:
         return
     first = first_seq(connection, about, span, counted.window_ms)
-    taken = first_taken(connection, about | {"first": first})
     about = about | {
         "first": first,
         "least": min(bounds),
-        "taken": LAST_SEQ if taken is None else taken,
+        "taken": first_taken(connection, about | {"first": first}),
         "falls": counted.falls,
         "unit_ms": unit_of(counted.measure, counted.window_ms),
         "window_ms": counted.window_ms,

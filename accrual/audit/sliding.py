@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from psycopg import sql
 
+from accrual.audit.recorded import LAST_SEQ
 from accrual.book.database import Connection
 
 __all__ = ["DECIDED", "KEPT", "Span", "first_seq", "first_taken", "sliding_query", "span_of", "unit_of"]
@@ -147,14 +148,16 @@ def first_seq(connection: Connection, about: dict[str, object], span: Span, wind
     return max(row[0] or 0 for row in early if row is not None) + 1
 
 
-def first_taken(connection: Connection, about: dict[str, object]) -> int | None:
+def first_taken(connection: Connection, about: dict[str, object]) -> int:
     """Return the first seq whose event was counted, but is not in the book: its id was booked for another one.
+
+    ``LAST_SEQ`` where there is none.
 
     Such an event may have moved ``latest`` on. Behind it, an entry is judged only where nothing that had arrived can
     have: so totals may be too low, but none is too high. Where it may have taken points, none is judged behind it.
     """
     (taken,) = connection.execute(TAKEN, about).fetchone() or (None,)
-    return None if taken is None else int(taken)
+    return LAST_SEQ if taken is None else int(taken)
 
 
 def sliding_query(key: str, measure: str) -> sql.Composed:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from accrual.rulebook.bounds import largest_sets
 from accrual.rulebook.lines import KeyPath, LineIndex, path_text
-from accrual.rulebook.model import Campaign, Limit, Rulebook
+from accrual.rulebook.model import Campaign, Limit, Rulebook, combined_multiplier
 
 __all__ = ["advice"]
 
@@ -44,7 +44,7 @@ def _points_below_zero(rulebook: Rulebook) -> Iterator[tuple[KeyPath, str]]:
     for rule in rulebook.earning_rules:
         for campaigns in largest_sets(rulebook, rule.kind):
             lowering = [campaign for campaign in campaigns if campaign.multiplier < 1]
-            if sum(1 - campaign.multiplier for campaign in lowering) > 1:
+            if combined_multiplier(rulebook.stacking, (campaign.multiplier for campaign in lowering)) < 0:
                 ids = ", ".join(campaign.id for campaign in lowering)
                 reason = f"campaigns {ids} added up make the points of {rule.kind!r} negative: members lose some"
                 yield ("campaign", rulebook.campaigns.index(lowering[-1]), "multiplier"), reason
