@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         "--directory", type=Path, metavar="DIR", help="for the server's files; default: a temporary one"
     )
     group = parser.add_argument_group("core")
-    group.add_argument("--keys", type=positive, nargs="+", metavar="N", help="a table; default 10**5, 10**6, 10**7")
+    group.add_argument(
+        "--keys", type=positive, nargs="+", metavar="N", help="keys a table; default 100000 1000000 10000000"
+    )
     group.add_argument("--replies", type=positive, metavar="N", help="replies of 8192 fresh events; default 24")
     group = parser.add_argument_group("drain")
     group.add_argument("--events", type=positive, metavar="N", help="events on the stream; default 2000000")
