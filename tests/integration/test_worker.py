@@ -398,7 +398,7 @@ def test_a_signal_while_standing_by_ends_the_worker(valkey: Server, rulebook: Pa
     with WorkerProcess(valkey.url, "p", rulebook) as owner:
         wait_until(lambda: bool(valkey.client().exists(Keys("p").lease)), "the owner starts")
         with WorkerProcess(valkey.url, "p", rulebook) as standby:
-            wait_until(lambda: standby.process.poll() is not None or bool(valkey.client().client_list()), "it connects")
+            wait_until(lambda: "standing by" in standby.said, "it stands by")
             with pytest.raises(Exception, match="timed out"):
                 standby.process.wait(1.0)
             assert standby.finish() == 0
@@ -421,6 +421,7 @@ def test_a_second_worker_is_refused_or_waits_and_takes_over(server: Server, rule
         assert refused.returncode == 1
         assert b"is owned by" in refused.stderr.splitlines()[-1]
         with WorkerProcess(server.url, "p", rulebook) as second:
+            wait_until(lambda: "standing by" in second.said, "it stands by")
             with pytest.raises(Exception, match="timed out"):
                 second.process.wait(1.0)
             first.kill()
@@ -643,6 +644,7 @@ def test_the_plain_event_loop_will_do_as_well(valkey: Server, rulebook: Path) ->
 def test_progress_is_told_live(valkey: Server, rulebook: Path) -> None:
     fill(valkey.client(), "p", orders(1, 100))
     with WorkerProcess(valkey.url, "p", rulebook, "--progress") as worker:
+        wait_until(lambda: "lag 0" in worker.said, "it is told that all is done")
         with pytest.raises(Exception, match="timed out"):
             worker.process.wait(2.5)
         assert worker.finish() == 0
