@@ -10,6 +10,9 @@ BUILD ?= release
 ARGS ?=
 SANITIZE_CC ?= gcc
 
+# Where this is set, each of the hundreds of processes that tests start compiles all sources anew: a third of its start.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV := .venv
 BIN := $(VENV)/bin
 # PYTHONSAFEPATH keeps the working directory out of sys.path, so that a build of another mode, named by
