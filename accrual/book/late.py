@@ -40,6 +40,11 @@ MEASURES: Final[dict[str, LiteralString]] = {
     "members": "(array_agg(DISTINCT member))[1:%(members)s]",
 }
 
+# Until its ledger has come so far, a partition may still book, or be about to commit, entries that came on time.
+NOT_YET_PAST: Final = """
+    SELECT FROM book.partitions WHERE split_part(through, '-', 1)::numeric < %s ORDER BY partition_id FOR SHARE
+"""
+
 DAILY: Final = """
     SELECT member, kind, day - date '1970-01-01', count(*) FROM book.entries
     WHERE day = ANY(%(days)s::date[]) AND member = ANY(%(members)s) AND kind = ANY(%(kinds)s)
@@ -135,7 +140,9 @@ def _decide(
 ) -> tuple[list[Accepted], list[Deferred]]:
     """Lock the members of ``events``; return what is booked, and the events that are left to a person."""
     engine = LateEngine(rulebook)
-    # Others' entries with the same device may come at any moment; there is no need to keep members locked meanwhile.
+    if engine.limits and events:
+        _hold_back_ingest(cursor, rulebook, events)
+    # Here members may go on: nothing else that is booked for them counts in a limit on another key.
     _tell_totals(cursor, engine, events, KEYS)
     lock_members(cursor, [event.member for event in events])
     _tell_totals(cursor, engine, events, ("member",))
@@ -154,6 +161,16 @@ def _decide(
         else:
             accepted.append(Accepted(deferred, entry))
     return accepted, refused
+
+
+def _hold_back_ingest(cursor: psycopg.Cursor[Any], rulebook: Rulebook, events: Sequence[Deferred]) -> None:
+    """Keep entries of the days of ``events`` from being booked, until the transaction ends.
+
+    What has a lower number than these late entries is what they are decided on top of, also where another partition's
+    ingester is days behind. Those that have come past the days, as all have by and by, go on.
+    """
+    end_ms = rulebook.calendar.start_ms(max(event.day for event in events) + 2)
+    cursor.execute(NOT_YET_PAST, (end_ms,))
 
 
 def _decide_one(cursor: psycopg.Cursor[Any], engine: LateEngine, deferred: Deferred) -> Entry | None:

@@ -17,7 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from accrual.audit.caps import booked_days, check_caps
+from accrual.audit.late import check_late
+from accrual.audit.recorded import recorded_rulebooks
 from accrual.book import Connection, Done, adjust, confirm, connect, late, rebuild, settle, slow, waiting
+from accrual.book.follow import Follower, follow
+from accrual.book.ingest import Book
 from accrual.engine import Entry, ReferenceEngine
 from accrual.errors import RulebookError
 from accrual.events import validate
@@ -534,6 +539,53 @@ def test_an_id_that_the_ingester_books_at_the_same_moment(
         assert balance(connection, "m1") == (0, 0, 0)
         assert balance(connection, "m2") == (10, 0, 0)
         assert results(connection) == {"duplicate": 1}
+
+
+def test_a_partition_that_is_days_behind_books_before_or_after(
+    valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entries with the same device count for a late event just if they come before it in the book."""
+    partition, behind = Partition(valkey.client()), Partition(valkey.client(), "behind")
+    for number in (1, 11):
+        partition.send(late_of(order(number, device="d1")))
+    with connect(book) as connection, connect(book) as ingesting, Follower(ingesting, behind.client, "behind") as own:
+        ingest(connection, partition)
+        own.step()
+        behind.send(*[order(number, f"m{number}", device="d1") for number in range(2, 7)])
+        is_about_to_commit, may_commit = threading.Event(), threading.Event()
+
+        def record(book: Book, *arguments: Any) -> None:
+            note(book, *arguments)
+            is_about_to_commit.set()
+            assert may_commit.wait(60)
+
+        note = Book._record
+        monkeypatch.setattr(Book, "_record", record)
+        book_more = partial(follow, [own], threading.Event(), drain=True)
+        threads = [threading.Thread(target=book_more), threading.Thread(target=work, args=(connection, partition))]
+        threads[0].start()
+        assert is_about_to_commit.wait(60)
+        threads[1].start()
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        with connect(book) as watching:
+            wait_until(lambda: watching.execute(waits).fetchone() == (1,), "the late events wait")
+            may_commit.set()
+        for thread in threads:
+            thread.join(60)
+        assert (entries(connection), exceptions(connection)) == ([], [("late_tripped", "e1"), ("late_tripped", "e11")])
+        # Once it has come past the day, nobody waits for it.
+        monkeypatch.undo()
+        behind.send(order(20, "m2", day=2))
+        ingest(ingesting, behind)
+        partition.send(late_of(order(21, device="d2")))
+        ingest(connection, partition)
+        with ingesting.transaction():
+            ingesting.execute("SELECT FROM book.partitions WHERE name = 'behind' FOR UPDATE")
+            assert work(connection, partition) == Done(1, 1, 10)
+        recorded = recorded_rulebooks(connection)
+        for day in booked_days(connection, None, None):
+            assert not list(check_caps(connection, day, recorded))
+            assert not list(check_late(connection, day, {1: partition.rulebook}, print))
 
 
 # ------------------------------------------------------------------------------------------ beside the engine
