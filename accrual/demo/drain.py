@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import redis
 
-from accrual.embedded import Lifeline
+from accrual.embedded import Lifeline, has_ended
 from accrual.errors import StreamError
 from accrual.stream import Checkpoint, Keys, checkpoint_of
 
@@ -61,7 +61,8 @@ def drain(
                 command, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
             lifeline = Lifeline(worker.pid)
-        while not _ended(worker):
+        while not has_ended(worker):
+            time.sleep(LOOK_INTERVAL_S)
             look(checkpoint_of(client, keys))
     finally:
         if worker is not None:
@@ -102,17 +103,9 @@ def _signals_held_back() -> Iterator[None]:
         signal.raise_signal(late)
 
 
-def _ended(worker: subprocess.Popen[bytes]) -> bool:
-    time.sleep(LOOK_INTERVAL_S)
-    # A signal between the taking of the lock that `Popen` has and its `try` would leave it locked for ever.
-    with _signals_held_back():
-        return worker.poll() is not None
-
-
 def _stop(worker: subprocess.Popen[bytes]) -> None:
-    if worker.poll() is not None:
-        return
-    worker.terminate()
+    if not has_ended(worker):
+        worker.terminate()
     try:
         worker.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

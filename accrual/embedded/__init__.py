@@ -14,7 +14,7 @@ block, and also when this process dies without a word, so that nothing is left r
 """
 
 from accrual.embedded.database import EmbeddedDatabase, postgresql_programs
-from accrual.embedded.process import EmbeddedProcess, Lifeline
+from accrual.embedded.process import EmbeddedProcess, Lifeline, has_ended
 from accrual.embedded.server import EmbeddedServer, Options, valkey_binary
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "EmbeddedServer",
     "Lifeline",
     "Options",
+    "has_ended",
     "postgresql_programs",
     "valkey_binary",
 ]

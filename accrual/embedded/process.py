@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ from typing import Final, Self
 
 from accrual.errors import AccrualError, StreamError
 
-__all__ = ["HOST", "EmbeddedProcess", "Lifeline"]
+__all__ = ["HOST", "EmbeddedProcess", "Lifeline", "has_ended"]
 
 HOST: Final = "127.0.0.1"
 START_ATTEMPTS: Final = 5
@@ -45,6 +46,16 @@ class Lifeline:
     def release(self) -> None:
         """Let go: the child has ended."""
         self._shell.communicate(b"ended\n")
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether a child process has ended.
+
+    ``Popen.poll`` takes a lock, and a signal whose handler raises may come right then: it would stay locked for ever.
+    """
+    if process.returncode is not None:
+        return True
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 class EmbeddedProcess(ABC):
@@ -105,7 +116,7 @@ class EmbeddedProcess(ABC):
     @property
     def running(self) -> bool:
         """Whether the process is alive (a paused one is)."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and not has_ended(self._process)
 
     # ------------------------------------------------------------------------------------ coming and going
 
