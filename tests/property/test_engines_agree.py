@@ -124,8 +124,10 @@ def test_an_image_taken_while_the_engine_goes_on(
 
     again = FastEngine(rulebook, SECRET, 1, SMALL_SEGMENTS)
     again.restore(image.description, BytesIO(b"".join(pieces)))
-    sizes = dict(again.sizes)
+    if begun == len(batches):
+        # A table drops what has expired when it needs room, so one may have more of that than the other.
+        for each in (engine, again):
+            each.reclaim(rulebook.calendar.day(entries[-1].ms))
+        assert again.sizes == engine.sizes
     for number, batch in enumerate(batches[begun:], start=begun):
         assert list(again.decide_entries(batch).decisions()) == unbroken[number][0]
-    if begun == len(batches):
-        assert sizes == engine.sizes
