@@ -18,7 +18,8 @@ BIN := $(VENV)/bin
 # PYTHONSAFEPATH keeps the working directory out of sys.path, so that a build of another mode, named by
 # PYTHONPATH, is never shadowed by the release build beside its sources.
 RUN := PYTHONSAFEPATH=1 $(BIN)/python
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Most modules of large packages are never imported; those that are get compiled then.
+INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile
 # Each process has servers of its own, and the files are dealt out among them.
 PYTEST := $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -98,16 +99,16 @@ clean: ## remove everything that the targets made, but for the figures in bench/
 $(VENV)/.made:
 	$(PYTHON) tools/prerequisites.py
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install --upgrade $$($(BIN)/python tools/requirements.py build)
+	$(INSTALL) --upgrade $$($(BIN)/python tools/requirements.py build)
 	touch $@
 
 $(VENV)/.installed: pyproject.toml tools/requirements.py $(VENV)/.made
-	$(PIP) install $$($(BIN)/python tools/requirements.py build project)
-	BUILD=release $(PIP) install --no-build-isolation --no-deps --editable .
+	$(INSTALL) $$($(BIN)/python tools/requirements.py build project)
+	BUILD=none $(INSTALL) --no-build-isolation --no-deps --editable .
 	touch $@
 
 $(VENV)/.has-%: pyproject.toml tools/requirements.py $(VENV)/.made
-	$(PIP) install $$($(BIN)/python tools/requirements.py $*)
+	$(INSTALL) $$($(BIN)/python tools/requirements.py $*)
 	touch $@
 
 $(VENV)/redis7/bin/redis-server: tools/fetch_redis.py $(VENV)/.made

@@ -9,6 +9,7 @@ debug    no optimisation, symbols, bounds checks and C assertions
 coverage line tracing, so that `coverage` sees inside the .pyx files
 sanitize AddressSanitizer and UndefinedBehaviorSanitizer; Python must run with libasan preloaded
 annotate as release, with an .html beside each generated .c that shows what still talks to Python
+none     nothing: for an editable install of sources that are compiled in place by themselves
 ======== ==========================================================================================
 
 Generated C goes to build/<mode>/, so modes never mix and the source tree stays free of it.
@@ -63,13 +64,17 @@ def extensions(mode: str) -> list[Extension]:
         for path in sorted(Path("fastpath").rglob("*.pyx"))
     ]
     cythonized: list[Extension] = cythonize(
-        found, build_dir=f"build/{mode}", compiler_directives=directives(mode), annotate=mode == "annotate"
+        found,
+        build_dir=f"build/{mode}",
+        compiler_directives=directives(mode),
+        annotate=mode == "annotate",
+        nthreads=os.cpu_count() or 1,
     )
     return cythonized
 
 
 if __name__ == "__main__":
     mode = os.environ.get("BUILD") or "release"
-    if mode not in COMPILE_FLAGS:
-        raise SystemExit(f"BUILD={mode} is not one of {', '.join(COMPILE_FLAGS)}")
-    setup(ext_modules=extensions(mode), options={"build_ext": {"parallel": os.cpu_count()}})
+    if mode not in {*COMPILE_FLAGS, "none"}:
+        raise SystemExit(f"BUILD={mode} is not one of {', '.join(COMPILE_FLAGS)}, none")
+    setup(ext_modules=[] if mode == "none" else extensions(mode), options={"build_ext": {"parallel": os.cpu_count()}})
