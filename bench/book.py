@@ -4,6 +4,8 @@ A real worker drains the standard workload, once; its ledger stays on the server
 
 bare copy   **the ceiling**: the rows of the entries alone, made ready ahead, into a table without any index, in as many
             transactions: what PostgreSQL takes in at all, where nobody asks anything of it afterwards
+plain       **the peer**: the same rows, made ready ahead, into one table with a primary key, an index of members and
+            unique event ids, and balances by one upsert a transaction: the least of a book, done the plain way
 ingest      ``accrual book --drain`` into an empty book: chain verified, position and digest in the same transaction,
             unique event ids, index of members, index of orders, balances up to date
 settle      the pending points of the whole day become available, with a lot for each member
@@ -23,16 +25,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import msgspec
+import psycopg
 import redis
 from psycopg import sql
 
 from accrual.book import Connection, open_book, settle
 from accrual.book.copying import HEADER, TRAILER
 from accrual.book.follow import GROUP_ENTRIES, Follower
-from accrual.book.rows import ENTRY_COLUMNS, group_of
+from accrual.book.rows import ENTRY_COLUMNS, Group, group_of
 from accrual.embedded import EmbeddedDatabase
 from accrual.ledger import START, Chain, LedgerReader
 from accrual.rulebook import load
@@ -49,6 +52,17 @@ DATABASE: Final = {"shared_buffers": "1GB", "max_wal_size": "8GB"}
 SHAPES: Final = {"one core": WORKER_CORE, "two cores": SERVER_CORE}
 LAST_SHARE: Final = 4
 MICROSECONDS: Final = 1e6
+
+PLAIN_TABLE: Final[tuple[LiteralString, ...]] = (
+    "ALTER TABLE plain ADD PRIMARY KEY (partition_id, seq), ADD UNIQUE (event)",
+    "CREATE INDEX ON plain (member)",
+    'CREATE TABLE plain_balances (member text COLLATE "C" PRIMARY KEY, pending bigint NOT NULL, held bigint NOT NULL)',
+    "CREATE TEMP TABLE plain_raised (LIKE plain_balances) ON COMMIT DELETE ROWS",
+)
+PLAIN_RAISE: Final = """
+    INSERT INTO plain_balances AS b SELECT * FROM plain_raised ORDER BY member
+    ON CONFLICT (member) DO UPDATE SET pending = b.pending + excluded.pending, held = b.held + excluded.held
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ class Run(msgspec.Struct, frozen=True):
     disk_bytes: float
     """What it takes of the book's tables and indexes, identities and balances included."""
     bare_per_s: float = 0.0
+    plain_per_s: float = 0.0
     settled_members_per_s: float = 0.0
     entries: int = 0
     members: int = 0
@@ -92,6 +107,7 @@ class Shape(msgspec.Struct, frozen=True):
     entries: int
     members: int
     bare: Figure
+    plain: Figure
     ingest: Figure
     last: Figure
     python: Figure
@@ -158,7 +174,8 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
         for number in range(1, settings.runs + 1):
             with new_book(database, number) as connection, pinned(WORKER_CORE):
                 runs.append(_run(connection, client))
-            rates = f"{runs[-1].entries_per_s:,.0f} entries/s, bare {runs[-1].bare_per_s:,.0f}"
+            last = runs[-1]
+            rates = f"{last.entries_per_s:,.0f} entries/s, bare {last.bare_per_s:,.0f}, plain {last.plain_per_s:,.0f}"
             tell(f"book, {name}: run {number} of {settings.runs}: {rates}")
 
     def figure(what: str, unit: str, field: str) -> Figure:
@@ -169,6 +186,7 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
         entries=runs[-1].entries,
         members=runs[-1].members,
         bare=figure("bare copy", "rows/s", "bare_per_s"),
+        plain=figure("plain book", "rows/s", "plain_per_s"),
         ingest=figure("ingest", "entries/s", "entries_per_s"),
         last=figure("ingest of the last quarter", "entries/s", "last_entries_per_s"),
         python=figure("python", "us", "python_us"),
@@ -182,11 +200,12 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
 def _run(connection: Connection, client: redis.Redis) -> Run:
     """Copy, ingest, settle, in an empty book, and check what it came to."""
     bare = _bare_copy(connection, client)
+    plain = _plain_book(connection, client)
     run = _ingest(connection, client)
     entries, members = _check(connection, client)
     settled = _settle(connection)
     return msgspec.structs.replace(
-        run, bare_per_s=bare, settled_members_per_s=settled, entries=entries, members=members
+        run, bare_per_s=bare, plain_per_s=plain, settled_members_per_s=settled, entries=entries, members=members
     )
 
 
@@ -205,34 +224,67 @@ def new_book(database: EmbeddedDatabase, number: int) -> Iterator[Connection]:
 
 def _bare_copy(connection: Connection, client: redis.Redis) -> float:
     """Copy the rows of all entries into a table without indexes, and return the rows per second."""
+    with _plain_table(connection):
+        seconds = 0.0
+        for group in _groups(client):
+            started = time.perf_counter()
+            with connection.cursor() as cursor:
+                _copy(cursor, "plain", group.entries)
+            seconds += time.perf_counter() - started
+        return _rows(connection) / seconds
+
+
+def _plain_book(connection: Connection, client: redis.Redis) -> float:
+    """Copy the same rows into a table with indexes, keep balances beside it, and return the rows per second."""
+    with _plain_table(connection):
+        for statement in PLAIN_TABLE:
+            connection.execute(statement)
+        seconds = 0.0
+        for group in _groups(client):
+            started = time.perf_counter()
+            with connection.transaction(), connection.cursor() as cursor:
+                _copy(cursor, "plain", group.entries)
+                _copy(cursor, "plain_raised", group.balances)
+                cursor.execute(PLAIN_RAISE)
+            seconds += time.perf_counter() - started
+        rate = _rows(connection) / seconds
+        connection.execute("DROP TABLE plain_balances, plain_raised")
+        return rate
+
+
+@contextlib.contextmanager
+def _plain_table(connection: Connection) -> Iterator[None]:
     columns = sql.SQL(", ").join(map(sql.Identifier, ENTRY_COLUMNS))
-    connection.execute(sql.SQL("CREATE TABLE bare AS SELECT {} FROM book.entries WITH NO DATA").format(columns))
-    seconds = 0.0
-    for pieces in _groups(client):
-        started = time.perf_counter()
-        with connection.cursor() as cursor, cursor.copy("COPY bare FROM STDIN (FORMAT BINARY)") as copy:
-            copy.write(HEADER)
-            for piece in pieces:
-                copy.write(piece)
-            copy.write(TRAILER)
-        seconds += time.perf_counter() - started
-    (rows,) = connection.execute("SELECT count(*) FROM bare").fetchone() or (0,)
-    connection.execute("DROP TABLE bare")
+    connection.execute(sql.SQL("CREATE TABLE plain AS SELECT {} FROM book.entries WITH NO DATA").format(columns))
+    yield
+    connection.execute("DROP TABLE plain")
     connection.execute("CHECKPOINT")
-    return float(rows / seconds)
 
 
-def _groups(client: redis.Redis) -> Iterator[Sequence[bytes]]:
-    """Yield the rows of the entries, a transaction's at a time."""
+def _copy(cursor: psycopg.Cursor[Any], name: LiteralString, pieces: Sequence[bytes]) -> None:
+    with cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(sql.Identifier(name))) as copy:
+        copy.write(HEADER)
+        for piece in pieces:
+            copy.write(piece)
+        copy.write(TRAILER)
+
+
+def _rows(connection: Connection) -> float:
+    row: Any = connection.execute("SELECT count(*) FROM plain").fetchone()
+    return float(row[0])
+
+
+def _groups(client: redis.Redis) -> Iterator[Group]:
+    """Yield the rows of a transaction at a time."""
     chain = Chain(START)
     batches, links, first_seq = [], [], chain.link.next_seq
     for batch in LedgerReader(client, PARTITION).batches(chain=chain):
         batches.append(batch)
         links.append(chain.link)
         if chain.link.next_seq - first_seq >= GROUP_ENTRIES:
-            yield group_of(batches, links, {}, 1).entries
+            yield group_of(batches, links, {}, 1)
             batches, links, first_seq = [], [], chain.link.next_seq
-    yield group_of(batches, links, {}, 1).entries
+    yield group_of(batches, links, {}, 1)
 
 
 def _ingest(connection: Connection, client: redis.Redis) -> Run:
@@ -316,6 +368,7 @@ def summary(measured: BookMeasured) -> str:
     for shape in measured.shapes:
         for what, figure, text in (
             ("bare copy", shape.bare, f"{shape.bare.median:,.0f} rows/s"),
+            ("plain book", shape.plain, f"{shape.plain.median:,.0f} rows/s"),
             ("ingest", shape.ingest, f"{shape.ingest.median:,.0f} entries/s"),
             ("of its last quarter", shape.last, f"{shape.last.median:,.0f} entries/s"),
             ("ingester, processor", shape.python, f"{shape.python.median:.1f} µs an entry"),
@@ -324,9 +377,10 @@ def summary(measured: BookMeasured) -> str:
             ("on disk", shape.disk, f"{shape.disk.median:,.0f} bytes an entry"),
             ("settle", shape.settle, f"{shape.settle.median:,.0f} members/s"),
         ):
-            ratio = f"{figure.ratio_to(shape.bare):.2f}" if figure.unit == "entries/s" else ""
-            rows.append([f"{shape.name}: {what}", text, f"±{figure.noise:.0%}", ratio])
+            peers = (shape.bare, shape.plain) if figure.unit == "entries/s" else ()
+            ratios = [f"{figure.ratio_to(peer):.2f}" for peer in peers] or ["", ""]
+            rows.append([f"{shape.name}: {what}", text, f"±{figure.noise:.0%}", *ratios])
     last = measured.shapes[-1]
     head = f"{last.entries:,} entries of {last.members:,} members"
     stated = ", ".join(f"{name} = {value}" for name, value in measured.database_settings.items())
-    return f"{head} ({stated})\n\n{table(['book', 'median', 'noise', 'of bare copy'], rows)}"
+    return f"{head} ({stated})\n\n{table(['book', 'median', 'noise', 'of bare copy', 'of plain'], rows)}"

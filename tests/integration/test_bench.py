@@ -98,8 +98,9 @@ def test_a_ledger_is_booked_and_settled() -> None:
     for shape in measured.shapes:
         assert 2 * CHUNK_EVENTS * 0.99 < shape.entries < 2 * CHUNK_EVENTS
         assert 0 < shape.ingest.median < shape.bare.median
+        assert 0 < shape.plain.median < shape.bare.median
         assert shape.settle.median > 0
-    assert "of bare copy" in summary(measured)
+    assert "of bare copy | of plain" in " ".join(summary(measured).split())
 
 
 def test_a_day_is_settled_and_expired_beside_others() -> None:
