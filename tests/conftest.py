@@ -3,7 +3,7 @@
 ================== ======================================================================================
 valkey             the embedded Valkey, shared by the session and emptied before each test
 redis7             the same with a real Redis
-server             the one, then the other: the test runs twice
+server             the one, then the other: the test runs twice, in tests/faults once (``make test-all``: twice)
 server_kind        "valkey", then "redis7": for tests that start servers of their own on both
 server_factory     ``server_factory(kind="valkey", options={...})``: a private server, ended after the test
 database           the URL of a new, empty database of the embedded PostgreSQL
@@ -20,10 +20,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import psycopg
 import pytest
@@ -46,6 +47,8 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 # Where hypothesis takes the machine for one of continuous integration it has chosen a profile of its own by now.
 settings.load_profile("default")
 
+
+FAULTS: Final = Path(__file__).parent / "faults"
 
 _database_numbers = itertools.count(1)
 
@@ -155,8 +158,17 @@ def server_factory() -> Iterator[ServerFactory]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the servers that its fixtures name, so that ``-m "not redis7"`` finds them."""
+    """Mark each test by the servers that its fixtures name, so that ``-m "not redis7"`` finds them.
+
+    Of a fault test that runs on both servers one run is slow: which, its name decides, so that each has half of them.
+    """
     for item in items:
+        callspec = getattr(item, "callspec", None)
+        kind = callspec.params.get("server_kind") if callspec else None
+        if kind is not None and FAULTS in item.path.parents:
+            name = item.name.replace(kind, "")
+            if SERVER_KINDS[zlib.crc32(name.encode()) % len(SERVER_KINDS)] != kind:
+                item.add_marker("slow")
         for kind in SERVER_KINDS:
             if kind in getattr(item, "fixturenames", ()):
                 item.add_marker(kind)

@@ -170,13 +170,13 @@ def test_what_operators_do_is_survived(server: Server, rulebook: Path, rng: rand
         "CLIENT PAUSE": lambda: client.client_pause(150),
     }
     # Its own producer must not be disturbed, so everything is there beforehand.
-    with producing(server, "p", 3000, 1_000_000, rng) as producer:
+    with producing(server, "p", 1500, 1_000_000, rng) as producer:
         producer.join()
         with WorkerProcess(server.url, "p", rulebook, "--batch-entries", "2", lease_ms=5000) as worker:
-            for wanted in (5, 200, 600):
+            for wanted in (5, 150, 400):
                 wait_for_batch(client, wanted)
                 disturbances[disturb]()
-            wait_for_events(client, 3000)
+            wait_for_events(client, 1500)
             assert worker.finish() == 0, worker.log
     check(server)
 
