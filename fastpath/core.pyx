@@ -388,7 +388,8 @@ cdef class Core:
         event.from_json = False
         event.raw = NULL
         event.raw_size = 0
-        self.work.event_count += 1
+        # In place, Cython asks for the GIL where BUILD=debug has it look out for None.
+        self.work.event_count = self.work.event_count + 1
         return event
 
     cdef inline int take_entry(self, const char* base, const RawEntry* raw) except -1 nogil:
@@ -411,7 +412,7 @@ cdef class Core:
             self.take_json(value, raw)
         else:
             self.new_event(raw, 0)
-        self.work.entry_count += 1
+        self.work.entry_count = self.work.entry_count + 1
         return 0
 
     cdef inline void decode(self, const char* data, uint64_t size, Event* event) noexcept nogil:
