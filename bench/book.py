@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import Any, Final, LiteralString
 
 import msgspec
-import psycopg
 import redis
 from psycopg import sql
 
 from accrual.book import Connection, open_book, settle
-from accrual.book.copying import HEADER, TRAILER
 from accrual.book.follow import GROUP_ENTRIES, Follower
-from accrual.book.rows import ENTRY_COLUMNS, Group, group_of
+from accrual.book.ingest import copy_rows
+from accrual.book.rows import BALANCE_COLUMNS, ENTRY_COLUMNS, Group, group_of
 from accrual.embedded import EmbeddedDatabase
 from accrual.ledger import START, Chain, LedgerReader
 from accrual.rulebook import load
@@ -229,7 +228,7 @@ def _bare_copy(connection: Connection, client: redis.Redis) -> float:
         for group in _groups(client):
             started = time.perf_counter()
             with connection.cursor() as cursor:
-                _copy(cursor, "plain", group.entries)
+                copy_rows(cursor, "plain", ENTRY_COLUMNS, group.entries)
             seconds += time.perf_counter() - started
         return _rows(connection) / seconds
 
@@ -243,8 +242,8 @@ def _plain_book(connection: Connection, client: redis.Redis) -> float:
         for group in _groups(client):
             started = time.perf_counter()
             with connection.transaction(), connection.cursor() as cursor:
-                _copy(cursor, "plain", group.entries)
-                _copy(cursor, "plain_raised", group.balances)
+                copy_rows(cursor, "plain", ENTRY_COLUMNS, group.entries)
+                copy_rows(cursor, "plain_raised", BALANCE_COLUMNS, group.balances)
                 cursor.execute(PLAIN_RAISE)
             seconds += time.perf_counter() - started
         rate = _rows(connection) / seconds
@@ -259,14 +258,6 @@ def _plain_table(connection: Connection) -> Iterator[None]:
     yield
     connection.execute("DROP TABLE plain")
     connection.execute("CHECKPOINT")
-
-
-def _copy(cursor: psycopg.Cursor[Any], name: LiteralString, pieces: Sequence[bytes]) -> None:
-    with cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(sql.Identifier(name))) as copy:
-        copy.write(HEADER)
-        for piece in pieces:
-            copy.write(piece)
-        copy.write(TRAILER)
 
 
 def _rows(connection: Connection) -> float:

@@ -34,7 +34,7 @@ from accrual.outcomes import Counts
 from accrual.rulebook import day_text, parse
 from accrual.stream import parse_stream_id, stream_id_text
 
-__all__ = ["Book", "position_of"]
+__all__ = ["Book", "copy_rows", "position_of"]
 
 CREATE_CLAIMS: Final = "CREATE TEMP TABLE IF NOT EXISTS claims (LIKE book.identities) ON COMMIT DELETE ROWS"
 CREATE_RAISED: Final = """
@@ -86,13 +86,13 @@ class Book:
             if taken:
                 group = group_of(group.batches, group.links, group.controls, self.partition_id, taken)
             cursor.execute(CREATE_RAISED)
-            _copy(cursor, "raised", BALANCE_COLUMNS, group.balances)
+            copy_rows(cursor, "raised", BALANCE_COLUMNS, group.balances)
             cursor.execute(RAISE)
             cursor.execute("SELECT set_config('book.number', nextval('book.numbers')::text, true)::bigint")
             number: int = (cursor.fetchone() or (0,))[0]
-            _copy(cursor, "book.entries", ENTRY_COLUMNS, group.entries)
-            _copy(cursor, "book.deferred", DEFERRED_COLUMNS, group.deferred)
-            _copy(cursor, "book.waiting", WAITING_COLUMNS, group.waiting)
+            copy_rows(cursor, "book.entries", ENTRY_COLUMNS, group.entries)
+            copy_rows(cursor, "book.deferred", DEFERRED_COLUMNS, group.deferred)
+            copy_rows(cursor, "book.waiting", WAITING_COLUMNS, group.waiting)
             self._note_members(cursor, group, number)
             self._record(cursor, group)
 
@@ -123,7 +123,7 @@ class Book:
         """Claim the event ids of ``group`` and return the seqs of the entries whose id the book already holds."""
         try:
             with self.connection.transaction():
-                _copy(cursor, "book.identities", IDENTITY_COLUMNS, group.identities)
+                copy_rows(cursor, "book.identities", IDENTITY_COLUMNS, group.identities)
         except psycopg.errors.UniqueViolation:
             return self._claim_one_by_one(cursor, group.identities)
         return set()
@@ -131,7 +131,7 @@ class Book:
     def _claim_one_by_one(self, cursor: psycopg.Cursor[Any], rows: Sequence[bytes]) -> set[int]:
         cursor.execute(CREATE_CLAIMS)
         cursor.execute("TRUNCATE claims")
-        _copy(cursor, "claims", IDENTITY_COLUMNS, rows)
+        copy_rows(cursor, "claims", IDENTITY_COLUMNS, rows)
         cursor.execute("INSERT INTO book.identities SELECT * FROM claims ORDER BY seq ON CONFLICT (event) DO NOTHING")
         cursor.execute(
             """
@@ -200,7 +200,8 @@ def _batch_row(batch: EntriesBatch | RulebookRecord, link: Link, partition_id: i
     )
 
 
-def _copy(cursor: psycopg.Cursor[Any], table: LiteralString, columns: Sequence[str], rows: Sequence[bytes]) -> None:
+def copy_rows(cursor: psycopg.Cursor[Any], table: LiteralString, columns: Sequence[str], rows: Sequence[bytes]) -> None:
+    """Copy rows, in pieces as ``copying.rows_of`` returns them, into ``columns`` of a table."""
     if not any(rows):
         return
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
