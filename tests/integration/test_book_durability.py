@@ -80,7 +80,7 @@ def test_where_rewrites_put_writing_off(server_factory: ServerFactory, monkeypat
     durable = Durability(client, require_durable=True)
     assert durable.safe_batch(5) == 0
     # A snapshot that takes its time: a millisecond for each key, and the server writes nothing to the disk meanwhile.
-    client.mset({f"key-{number}": number for number in range(4000)})
+    client.mset({f"key-{number}": number for number in range(10_000)})
     client.config_set("rdb-key-save-delay", "1000")
     client.bgsave()
     assert client.info("persistence")["rdb_bgsave_in_progress"] == 1

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from accrual.embedded import EmbeddedServer
+from accrual.embedded import EmbeddedServer, has_ended
 from accrual.errors import StreamError, UsageError
 from servers import Server, ServerFactory, ServerKind, binary_of
+from workers import wait_until
 
 ORPHAN = """
 import sys, time
@@ -138,3 +139,13 @@ def test_the_server_ends_when_its_owner_is_killed(server_kind: ServerKind) -> No
         assert not wait_until_gone(process_id, timeout_s=0.2)
         owner.send_signal(signal.SIGKILL)
         assert wait_until_gone(process_id)
+
+
+def test_a_child_that_has_ended_is_noticed_whatever_a_signal_left_locked() -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
+        assert not has_ended(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        with process._waitpid_lock:  # type: ignore[attr-defined]
+            wait_until(lambda: has_ended(process), "its end is noticed")
+    assert has_ended(process)
