@@ -32,6 +32,7 @@ COMPILE_FLAGS = {
     "native": ["-O3", "-g1", "-march=native"],
     "annotate": ["-O3", "-g1"],
 }
+MODES = (*COMPILE_FLAGS, "none")
 LINK_FLAGS = {"sanitize": SANITIZERS}
 MACROS = {"coverage": [("CYTHON_TRACE_NOGIL", "1")]}
 
@@ -75,6 +76,6 @@ def extensions(mode: str) -> list[Extension]:
 
 if __name__ == "__main__":
     mode = os.environ.get("BUILD") or "release"
-    if mode not in {*COMPILE_FLAGS, "none"}:
-        raise SystemExit(f"BUILD={mode} is not one of {', '.join(COMPILE_FLAGS)}, none")
+    if mode not in MODES:
+        raise SystemExit(f"BUILD={mode} is not one of {', '.join(MODES)}")
     setup(ext_modules=[] if mode == "none" else extensions(mode), options={"build_ext": {"parallel": os.cpu_count()}})

@@ -160,18 +160,24 @@ def server_factory() -> Iterator[ServerFactory]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by the servers that its fixtures name, so that ``-m "not redis7"`` finds them.
 
-    Of a fault test that runs on both servers one run is slow: which, its name decides, so that each has half of them.
+    Of a fault test that runs on both servers one run is slow.
     """
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        kind = callspec.params.get("server_kind") if callspec else None
-        if kind is not None and FAULTS in item.path.parents:
-            name = item.name.replace(kind, "")
-            if SERVER_KINDS[zlib.crc32(name.encode()) % len(SERVER_KINDS)] != kind:
-                item.add_marker("slow")
+        if FAULTS in item.path.parents and _is_left_to_the_other_server(item):
+            item.add_marker("slow")
         for kind in SERVER_KINDS:
             if kind in getattr(item, "fixturenames", ()):
                 item.add_marker(kind)
+
+
+def _is_left_to_the_other_server(item: pytest.Item) -> bool:
+    """Tell whether a test runs on both servers and this is not the run that its name chooses: each has half of them."""
+    callspec = getattr(item, "callspec", None)
+    kind = callspec.params.get("server_kind") if callspec else None
+    if kind is None:
+        return False
+    name = item.name.replace(kind, "")
+    return bool(SERVER_KINDS[zlib.crc32(name.encode()) % len(SERVER_KINDS)] != kind)
 
 
 def pytest_report_header() -> list[str]:
