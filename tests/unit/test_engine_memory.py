@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -257,3 +259,24 @@ def longest_silence(work: threading.Thread) -> float:
         longest_s = max(longest_s, now_s - seen_s)
         seen_s = now_s
     return longest_s / (time.perf_counter() - started_s)
+
+
+def advised_kib() -> int:
+    """Return the resident memory, in KiB, for which this process has asked for huge pages."""
+    mappings = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"))
+    return sum(
+        int(re.findall(r"(?m)^Rss: +(\d+) kB", mapping)[0])
+        for mapping in mappings
+        if re.search(r"(?m)^VmFlags:.* hg\b", mapping)
+    )
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this kernel has no transparent huge pages"
+)
+def test_tables_lie_where_the_system_may_grant_huge_pages() -> None:
+    before = advised_kib()
+    engine = FastEngine(parse(ALL_KEYS), SECRET, 1)
+    engine.decide_entries([strangers(0, 0, PER_DAY, random.Random(1))])
+    # A record of any table takes a cache line and more.
+    assert advised_kib() - before >= sum(size * 64 for size in engine.sizes.values()) // 1024
