@@ -12,7 +12,7 @@ Ledgers are decoded by the code that everybody reads them with, and decided agai
     rows        entries of the ledger and rows of the book, in the same words
     standing    what a ledger stands at before a stretch of it, by what was committed
     decisions   stretches of each ledger: the chain of digests, every entry decided again, row by row
-    sums        the whole book: balances, lots, postings, batches, identities, deferred events (checks/*.sql)
+    sums        the whole book: balances, lots, postings, batches, identities, days, deferred events (checks/*.sql)
     members     the states of members, made again
     refunds     every reversal computed again
     late        each business day: late entries decided again on top of what was booked before them

@@ -29,7 +29,7 @@ RESTORE: Final = "restore the last backup that the audit confirms, and let accru
 SERVER: Final = "stop accrual book and restore the stream server (docs/DURABILITY.md)"
 COMPARE: Final = "somebody wrote to the database past the program: compare with the last backup"
 REMEDIES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("balances", "lots", "available", "members"), REBUILD),
+    **dict.fromkeys(("balances", "lots", "available", "members", "days"), REBUILD),
     **dict.fromkeys(("decisions", "late", "caps", "once", "refunds", "reversals", "holds", "expiry"), BY_HAND),
     **dict.fromkeys(("rows", "rulebooks", "batches", "entries", "identities"), RESTORE),
     **dict.fromkeys(("postings", "lot_dates", "adjustments", "actions", "deferred"), COMPARE),

@@ -32,7 +32,8 @@ QUERY: Final = """
     FROM book.refunds r JOIN book.deferred d USING (partition_id, seq) JOIN book.partitions p USING (partition_id)
     LEFT JOIN book.identities i ON i.paid_order = d.order_id
         AND (i.partition_id, i.seq, i.late) = (r.order_partition_id, r.order_seq, r.order_late)
-    LEFT JOIN book.entries o ON (o.day, o.partition_id, o.seq, o.late) = (i.day, i.partition_id, i.seq, i.late)
+    LEFT JOIN book.entries o
+        ON (o.day, o.member, o.partition_id, o.seq, o.late) = (i.day, i.payer, i.partition_id, i.seq, i.late)
     ORDER BY r.action, r.partition_id, r.seq
 """
 

@@ -36,7 +36,7 @@ QUERY: Final = """
         JOIN book.partitions p USING (partition_id)
         LEFT JOIN LATERAL (
             SELECT points_left FROM book.holdings h
-            WHERE (h.day, h.partition_id, h.seq, h.late) = (e.day, e.partition_id, e.seq, e.late)
+            WHERE (h.day, h.member, h.partition_id, h.seq, h.late) = (e.day, e.member, e.partition_id, e.seq, e.late)
                 AND e.outcome = 'held' AND h.account = 'held' AND h.points_left <> 0
         ) h ON true
         WHERE e.member = c.member AND e.outcome <> 'granted'

@@ -5,7 +5,8 @@ Several batches that are there already share a transaction. A transaction goes l
 1. the partition's row is locked, and must stand where we believe it does (two ingesters of a partition take turns);
 2. event ids are claimed. Where the book already holds one, the entry moves nothing, and an exception says so;
 3. balances are changed, in the order of members, as every job locks them;
-4. only then is the number drawn that orders these entries among postings, and the entries are copied in.
+4. only then is the number drawn that orders these entries among postings, and the entries are copied in, with the last
+   one of each day.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from psycopg import sql
 
 from accrual.book import copying
 from accrual.book.database import Connection, retried
+from accrual.book.days import note_days, of_group
 from accrual.book.members import member_changes, note_members
 from accrual.book.rows import (
     BALANCE_COLUMNS,
@@ -36,7 +38,9 @@ from accrual.stream import parse_stream_id, stream_id_text
 
 __all__ = ["Book", "copy_rows", "position_of"]
 
-CREATE_CLAIMS: Final = "CREATE TEMP TABLE IF NOT EXISTS claims (LIKE book.identities) ON COMMIT DELETE ROWS"
+CREATE_CLAIMS: Final = (
+    "CREATE TEMP TABLE IF NOT EXISTS claims (LIKE book.identities INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
+)
 CREATE_RAISED: Final = """
     CREATE TEMP TABLE IF NOT EXISTS raised (member text COLLATE "C", pending bigint, held bigint) ON COMMIT DELETE ROWS
 """
@@ -94,6 +98,7 @@ class Book:
             copy_rows(cursor, "book.deferred", DEFERRED_COLUMNS, group.deferred)
             copy_rows(cursor, "book.waiting", WAITING_COLUMNS, group.waiting)
             self._note_members(cursor, group, number)
+            note_days(cursor, of_group(group, self.partition_id, taken))
             self._record(cursor, group)
 
     def _lock_position(self, cursor: psycopg.Cursor[Any]) -> None:

@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from accrual.book.chunks import Done
+from accrual.book.days import BookedDay, note_days
 from accrual.book.posting import act, is_settled, lock_members
 from accrual.book.programme import newest_rulebook
 from accrual.book.settle import settle_members
@@ -295,6 +296,7 @@ def _book(cursor: psycopg.Cursor[Any], rulebook: Rulebook, accepted: Sequence[Ac
     settled = [day for day in sorted({item.event.day for item in accepted}) if is_settled(cursor, day)]
     cursor.execute("SELECT set_config('book.number', nextval('book.numbers')::text, true)")
     cursor.execute(BOOK, {"rulebook": rulebook.version, "entries": Jsonb([_row(item) for item in accepted])})
+    note_days(cursor, [BookedDay(item.event.day, item.event.partition_id, item.event.seq) for item in accepted])
     raised = [item for item in accepted if item.entry.points]
     for day in settled:
         members = [item.event.member for item in raised if item.event.day == day and item.entry.outcome == "granted"]

@@ -1,4 +1,4 @@
-"""``book rebuild``: balances, lots and the states of members made anew from the facts; what differs is said.
+"""``book rebuild``: balances, lots, the states of members and days made anew from the facts; what differs is said.
 
 Whoever changes points locks balances first, so that holding those keeps facts and projections as they are until the two
 have been compared and put right: ingester and jobs wait, those who read do not. Of a single member only that member's
@@ -26,11 +26,11 @@ __all__ = ["rebuild", "rebuild_member"]
 
 PAGE_ROWS: Final = 500
 
-LOCK: Final = "LOCK TABLE book.balances, book.lots, book.members IN SHARE ROW EXCLUSIVE MODE"
+LOCK: Final = "LOCK TABLE book.balances, book.lots, book.members, book.days IN SHARE ROW EXCLUSIVE MODE"
 
 CREATE_DIFFERENCES: Final = """
     CREATE TEMP TABLE IF NOT EXISTS differences (
-        projection text NOT NULL, member text COLLATE "C" NOT NULL, day date, was jsonb, is_now jsonb,
+        projection text NOT NULL, member text COLLATE "C", day date, was jsonb, is_now jsonb,
         partition_id smallint, number bigint
     )
 """
@@ -119,6 +119,14 @@ COMPARE_STATES: Final = """
     WHERE coalesce(m.state, 'active') <> coalesce(f.state, 'active')
 """
 
+COMPARE_DAYS: Final = """
+    INSERT INTO differences (projection, day, partition_id, was, is_now)
+    SELECT 'days', day, partition_id, to_jsonb(d.last_seq), to_jsonb(f.last_seq)
+    FROM (SELECT day, partition_id, max(seq) AS last_seq FROM book.entries GROUP BY day, partition_id) f
+    FULL JOIN book.days d USING (day, partition_id)
+    WHERE d.last_seq IS DISTINCT FROM f.last_seq
+"""
+
 FITS: Final = """
     SELECT greatest(available, 0) = (SELECT coalesce(sum(points), 0) FROM book.lots WHERE member = %(member)s)
     FROM book.balances WHERE member = %(member)s
@@ -149,7 +157,23 @@ PUT_RIGHT: Final = (
     FROM differences WHERE projection = 'members' ORDER BY member
     ON CONFLICT (member) DO UPDATE SET state = excluded.state
     """,
+    """
+    DELETE FROM book.days n USING differences d
+    WHERE d.projection = 'days' AND d.is_now IS NULL AND (n.day, n.partition_id) = (d.day, d.partition_id)
+    """,
+    """
+    INSERT INTO book.days (day, partition_id, last_seq)
+    SELECT day, partition_id, is_now::bigint FROM differences WHERE projection = 'days' AND is_now IS NOT NULL
+    ORDER BY day, partition_id
+    ON CONFLICT (day, partition_id) DO UPDATE SET last_seq = excluded.last_seq
+    """,
 )
+
+DIFFERENCES: Final = """
+    SELECT projection, member, day::text, p.name, was, is_now
+    FROM differences d LEFT JOIN book.partitions p ON projection = 'days' AND p.partition_id = d.partition_id
+    ORDER BY 1, 2, 3, 4
+"""
 
 
 def rebuild(
@@ -182,10 +206,10 @@ def rebuild(
     retried(work)
     with connection.transaction(), connection.cursor(name="differences") as cursor:
         cursor.itersize = PAGE_ROWS
-        cursor.execute("SELECT projection, member, day::text, was, is_now FROM differences ORDER BY 1, 2, 3")
-        for projection, of, day, was, is_now in cursor:
-            about = {"projection": projection, "member": shown(of)} | ({"day": day} if day else {})
-            yield about | {"was": was, "is": is_now}
+        cursor.execute(DIFFERENCES)
+        for projection, of, day, partition, was, is_now in cursor:
+            about = {"projection": projection, "member": shown(of), "day": day, "partition": partition}
+            yield {name: value for name, value in about.items() if value is not None} | {"was": was, "is": is_now}
 
 
 def rebuild_member(cursor: psycopg.Cursor[Any], name: str) -> None:
@@ -214,10 +238,10 @@ def _lock(cursor: psycopg.Cursor[Any], name: str | None) -> None:
 
 
 def _compare(cursor: psycopg.Cursor[Any], name: str | None) -> int:
-    """Write down what differs, and return how much."""
+    """Write down what differs, and return how much; days are of no member."""
     _forget(cursor)
     _note_freezing_limits(cursor)
-    queries = (COMPARE_BALANCES, COMPARE_LOTS, COMPARE_STATES)
+    queries = [COMPARE_BALANCES, COMPARE_LOTS, COMPARE_STATES, *([COMPARE_DAYS] if name is None else [])]
     return sum(cursor.execute(query, {"member": name}).rowcount for query in queries)
 
 

@@ -28,7 +28,8 @@ ORDERS: Final = """
     SELECT i.paid_order, e.day::text, e.partition_id, e.seq, e.late, e.member, e.outcome, e.amount_fen, e.uncapped,
         e.points
     FROM book.identities i
-    JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (i.day, i.partition_id, i.seq, i.late)
+    JOIN book.entries e
+        ON (e.day, e.member, e.partition_id, e.seq, e.late) = (i.day, i.payer, i.partition_id, i.seq, i.late)
     WHERE i.paid_order = ANY(%s) ORDER BY e.number, e.seq
 """
 
@@ -44,9 +45,10 @@ STANDING: Final = """
                 WHERE (s.partition_id, s.seq, s.late) = (o.partition_id, o.seq, o.late)
                     AND (s.kind, s.action, s.cause_seq) = ('refund', r.action, r.seq)))),
         h.points_left, h.account, EXISTS (SELECT FROM book.settled_days s WHERE s.day = o.day)
-    FROM unnest(%(days)s::date[], %(partitions)s::smallint[], %(seqs)s::bigint[], %(lates)s::boolean[])
-        AS o (day, partition_id, seq, late)
-    LEFT JOIN book.holdings h ON (h.day, h.partition_id, h.seq, h.late) = (o.day, o.partition_id, o.seq, o.late)
+    FROM unnest(%(days)s::date[], %(members)s::text[], %(partitions)s::smallint[], %(seqs)s::bigint[],
+        %(lates)s::boolean[]) AS o (day, member, partition_id, seq, late)
+    LEFT JOIN book.holdings h
+        ON (h.day, h.member, h.partition_id, h.seq, h.late) = (o.day, o.member, o.partition_id, o.seq, o.late)
 """
 
 REVERSALS: Final = """
@@ -186,6 +188,7 @@ def _standing(
         STANDING,
         {
             "days": [order.day for order in orders],
+            "members": [order.member for order in orders],
             "partitions": [order.partition_id for order in orders],
             "seqs": [order.seq for order in orders],
             "lates": [order.late for order in orders],

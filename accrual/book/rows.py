@@ -32,9 +32,9 @@ HELD, DEFERRED = (OUTCOMES.index(name) for name in ("held", "deferred"))
 MASKED: Final = ("device", "ip", "phone")
 TEXT_TYPE: Final = 25
 
-# The columns that are copied; the number, which is drawn later, is their tables' default.
+# The columns that are copied; of the others, the number, which is drawn later, and `late` are their tables' defaults.
 ENTRY_COLUMNS: Final = (
-    *("day", "partition_id", "seq", "late", "rulebook", "stream_id", "item", "ts_ms", "event", "kind", "member"),
+    *("day", "partition_id", "seq", "rulebook", "stream_id", "item", "ts_ms", "event", "kind", "member"),
     *("outcome", "cause", "frozen", "amount_fen", "order_id", "base", "uncapped", "points", "campaigns", "evidence"),
     *("device", "ip", "phone", "masked"),
 )
@@ -43,7 +43,7 @@ DEFERRED_COLUMNS: Final = (
     *("amount_fen", "order_id", "device", "ip", "phone", "payload"),
 )
 WAITING_COLUMNS: Final = ("partition_id", "seq", "cause")
-IDENTITY_COLUMNS: Final = ("event", "paid_order", "day", "partition_id", "seq", "late")
+IDENTITY_COLUMNS: Final = ("event", "paid_order", "payer", "day", "partition_id", "seq")
 BALANCE_COLUMNS: Final = ("member", "pending", "held")
 
 _json = msgspec.json.Encoder()
@@ -138,25 +138,27 @@ def _columns(batch: EntriesBatch, partition_id: int) -> dict[str, Column]:
     amount = integers("amount")
     order = copying.texts(*batch.raw_texts("order"), empty_is_null=True)
     pays = np.array([kind == ORDER_KIND for kind in batch.kinds])[integers("kind")]
+    paid_order = order if pays.all() else order.where(pays)
+    member = copying.texts(*batch.raw_texts("member"))
     stream_id = (copying.decimals(integers("at")), copying.decimals(integers("at_seq")))
     return {
         "day": copying.dates(integers("day")),
         "partition_id": copying.repeated(partition_id.to_bytes(2), count),
         "seq": copying.integers(batch.header.first_seq + np.arange(count), 8),
-        "late": copying.repeated(b"\0", count),
         "rulebook": copying.repeated(batch.header.rulebook.to_bytes(8), count),
         "stream_id": copying.beside(*stream_id, between=b"-"),
         "item": copying.integers(integers("index"), 4),
         "ts_ms": copying.integers(integers("ts"), 8),
         "event": copying.texts(*batch.raw_texts("event")),
         "kind": copying.coded(integers("kind"), [stored(kind).encode() for kind in batch.kinds]),
-        "member": copying.texts(*batch.raw_texts("member")),
+        "member": member,
         "outcome": copying.coded(integers("outcome"), [outcome.encode() for outcome in OUTCOMES]),
         "cause": copying.coded(integers("cause"), [cause.encode() or None for cause in CAUSES]),
         "frozen": copying.booleans(integers("frozen")),
         "amount_fen": copying.integers(amount, 8, amount < 0),
         "order_id": order,
-        "paid_order": order if pays.all() else order.where(pays),
+        "paid_order": paid_order,
+        "payer": member.where(paid_order.sizes() != copying.NULL),
         **{name: copying.integers(integers(name), 8) for name in ("base", "uncapped", "points")},
         "campaigns": copying.coded(integers("campaign_set"), [_text_array(ids) for ids in batch.campaign_sets]),
         "evidence": _json_column(count, _evidence(batch)),

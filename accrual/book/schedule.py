@@ -44,25 +44,12 @@ STANDBY_S: Final = 1.0
 # reminder. What all of them have to tell is sent last where each is done once.
 LANES: Final = (("slow",), ("settle", "remind", "expire"), ("outbox",))
 
-# Days whose settlement is not finished, or that have got entries since the scheduler settled them last. The index leads
-# from one day to the next, so that entries need not be read for it.
+# Days whose settlement is not finished, or that have got entries since the scheduler settled them last.
 DAYS_TO_SETTLE: Final = """
-    WITH RECURSIVE days (day) AS (
-        SELECT min(day) FROM book.entries
-        UNION ALL
-        SELECT (SELECT min(day) FROM book.entries e WHERE e.day > days.day) FROM days WHERE day IS NOT NULL
-    )
-    SELECT d.day - date '1970-01-01', l.through::text, CASE WHEN s.finished THEN s.through::text END
-    FROM days d LEFT JOIN book.settled_days s USING (day)
-    CROSS JOIN LATERAL (
-        SELECT jsonb_object_agg(p.partition_id, e.last_seq) AS through
-        FROM book.partitions p CROSS JOIN LATERAL (
-            SELECT max(seq) AS last_seq FROM book.entries e WHERE (e.day, e.partition_id) = (d.day, p.partition_id)
-        ) e
-        WHERE e.last_seq IS NOT NULL
-    ) l
-    WHERE d.day <= date '1970-01-01' + %s AND l.through IS NOT NULL
-        AND (s.finished AND s.through = l.through) IS NOT TRUE
+    SELECT d.day - date '1970-01-01', d.through::text, CASE WHEN s.finished THEN s.through::text END
+    FROM (SELECT day, jsonb_object_agg(partition_id, last_seq) AS through FROM book.days GROUP BY day) d
+    LEFT JOIN book.settled_days s USING (day)
+    WHERE d.day <= date '1970-01-01' + %s AND (s.finished AND s.through = d.through) IS NOT TRUE
     ORDER BY d.day
 """
 

@@ -41,7 +41,8 @@ QUERY: Final = """
     LEFT JOIN book.postings q ON m.action IS NOT NULL AND q.number = m.number
     LEFT JOIN LATERAL (
         SELECT * FROM book.entries e
-        WHERE (e.day, e.partition_id, e.seq, e.late) = (m.day, m.partition_id, m.seq, m.late) LIMIT 1
+        WHERE (e.day, e.member, e.partition_id, e.seq, e.late) = (m.day, m.member, m.partition_id, m.seq, m.late)
+        LIMIT 1
     ) e ON true
     LEFT JOIN LATERAL (
         SELECT d.event, d.amount_fen FROM book.refunds f JOIN book.deferred d USING (partition_id, seq)

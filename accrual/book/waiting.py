@@ -48,7 +48,8 @@ REFUNDS: Final[LiteralString] = f"""
             EXISTS (SELECT FROM book.identities i WHERE i.event = d.event)
             OR EXISTS (
                 SELECT FROM book.identities i
-                JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (i.day, i.partition_id, i.seq, i.late)
+                JOIN book.entries e ON (e.day, e.member) = (i.day, i.payer)
+                    AND (e.partition_id, e.seq, e.late) = (i.partition_id, i.seq, i.late)
                 WHERE i.paid_order = d.order_id
             )
             OR x.closed_at IS NOT NULL
@@ -116,9 +117,11 @@ def claim(cursor: psycopg.Cursor[Any], events: Sequence[Deferred], *, late: bool
     """
     cursor.execute(
         """
-        INSERT INTO book.identities (event, day, partition_id, seq, late, paid_order)
-        SELECT event, day, partition_id, seq, %(late)s, CASE WHEN %(late)s AND kind = %(kind)s THEN order_id END
-        FROM book.deferred JOIN unnest(%(partitions)s::smallint[], %(seqs)s::bigint[]) AS c (partition_id, seq)
+        INSERT INTO book.identities (event, day, partition_id, seq, late, paid_order, payer)
+        SELECT event, day, partition_id, seq, %(late)s, CASE WHEN pays THEN order_id END, CASE WHEN pays THEN member END
+        FROM book.deferred CROSS JOIN LATERAL (
+            SELECT %(late)s AND kind = %(kind)s AND order_id IS NOT NULL AS pays
+        ) d JOIN unnest(%(partitions)s::smallint[], %(seqs)s::bigint[]) AS c (partition_id, seq)
             USING (partition_id, seq)
         ORDER BY event ON CONFLICT DO NOTHING
         """,

@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
         "deed",
         nargs="?",
         choices=("rebuild",),
-        help="rebuild: make balances, lots and states anew from the facts, and exit 1 where they differ",
+        help="rebuild: make balances, lots, states and days anew from the facts, and exit 1 where they differ",
     )
     parser.add_argument(
         "--drain", action="store_true", help="post up to the end of the ledger as it is at the start, then exit"

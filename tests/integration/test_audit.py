@@ -137,7 +137,7 @@ ERRORS = {
     ),
     "the member of an entry": (
         "UPDATE book.entries SET member = 'm9' WHERE event = 'e13'",
-        {"rows", "balances", "settlements"},
+        {"rows", "identities", "balances", "settlements"},
     ),
     "evidence of an entry": ("UPDATE book.entries SET evidence = NULL WHERE event = 'e8'", {"rows"}),
     "an entry that is gone": (
@@ -150,11 +150,11 @@ ERRORS = {
             "ts_ms, event, kind, member, outcome, cause, frozen, amount_fen, order_id, base, uncapped, points "
             "FROM book.entries WHERE event = 'e13'"
         ),
-        {"identities", "entries", "balances", "settlements"},
+        {"identities", "entries", "days", "balances", "settlements"},
     ),
     "an entry in the place of another": (
         "UPDATE book.entries SET seq = 1000 WHERE event = 'e13'",
-        {"rows", "identities"},
+        {"rows", "identities", "days"},
     ),
     "a digest": ("UPDATE book.batches SET digest = sha256('x') WHERE batch = 3", {"chain", "batches"}),
     "counts of a batch": (

@@ -81,6 +81,39 @@ def test_an_id_that_is_already_booked_moves_nothing(valkey: Server, book: str) -
         assert rows == [("id_taken", "e2", {"partition": "one", "seq": 2})]
 
 
+def test_what_is_noted_beside_entries(valkey: Server, book: str) -> None:
+    one, other = Partition(valkey.client(), "one"), Partition(valkey.client(), "other")
+    one.send(
+        order(1),
+        order(2, "m2", day=1),
+        order(3, "m3", day=1, order=""),
+        {"id": "c1", "kind": "checkin", "member": "m1", "ts": at(1, 9)},
+    )
+    # Of these, the id of a day's last one is booked, and the last one of all is left to a job.
+    refund = {"id": "r1", "kind": "order_refunded", "member": "m1", "ts": at(1, 9), "order": "o1", "amount": 1}
+    other.send(order(5), order(2, "m2"), order(6, "m6", day=1), refund)
+    with connect(book) as connection:
+        ingest(connection, one, other)
+        paid = connection.execute(
+            "SELECT event, paid_order, payer, late FROM book.identities ORDER BY event"
+        ).fetchall()
+        assert paid == [
+            ("c1", None, None, False),
+            ("e1", "o1", "m1", False),
+            ("e2", "o2", "m2", False),
+            ("e3", None, None, False),
+            ("e5", "o5", "m1", False),
+            ("e6", "o6", "m6", False),
+        ]
+        query = "SELECT day::text, partition_id, last_seq FROM book.days ORDER BY day, partition_id"
+        days = [("2026-11-10", 1, 1), ("2026-11-10", 2, 1), ("2026-11-11", 1, 4), ("2026-11-11", 2, 3)]
+        assert connection.execute(query).fetchall() == days
+        one.send(order(7, day=1), order(8, day=2))
+        ingest(connection, one)
+        days[2:] = [("2026-11-11", 1, 5), days[3], ("2026-11-12", 1, 6)]
+        assert connection.execute(query).fetchall() == days
+
+
 def test_two_ingesters_of_one_partition_post_once(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     for first in range(0, 200, 10):

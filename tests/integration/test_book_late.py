@@ -98,8 +98,10 @@ def test_a_late_order_is_booked_on_its_day(valkey: Server, book: str) -> None:
             "= (d.stream_id, d.item, d.ts_ms, d.day, d.device, d.ip, d.phone)"
         ).fetchone()
         assert row == (1,)
-        rows = connection.execute("SELECT paid_order, seq, late FROM book.identities WHERE event = 'e2'").fetchall()
-        assert rows == [("o2", 2, True)]
+        rows = connection.execute(
+            "SELECT paid_order, payer, seq, late FROM book.identities WHERE event = 'e2'"
+        ).fetchall()
+        assert rows == [("o2", "m1", 2, True)]
         # Its number is that of a fact booked after all that was there before.
         row = connection.execute(
             "SELECT max(number) FILTER (WHERE late) > max(number) FILTER (WHERE NOT late) FROM book.entries"

@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import threading
+from datetime import date
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
-from accrual.book import connect, migrate, open_book
+from accrual.book import Connection, connect, migrate, open_book, rebuild, settle, slow, statement
 from accrual.cli import main
 from accrual.errors import BookError
+from accrual.rulebook import day_number
+from audits import found
+from books import Partition, at, balance, facts, ingest, order
+from servers import Server
 
 FOLDER = Path(str(importlib.resources.files("accrual.book"))) / "migrations"
 NAMES = sorted(file.name for file in FOLDER.glob("*.sql"))
@@ -163,3 +169,88 @@ def test_a_book_of_an_earlier_program_takes_negative_points(book: str) -> None:
         assert sorted(name for (name,) in checks) == [
             *("adjustments_points_check", "approval_limits_points_check", "lots_points_check", "postings_points_check")
         ]
+
+
+TABLES = (
+    "SELECT relname FROM pg_class WHERE relnamespace = 'book'::regnamespace AND relkind IN ('r', 'p') "
+    "AND NOT relispartition AND relname NOT IN ('migrations', 'partitions') ORDER BY 1"
+)
+COLUMNS = (
+    "SELECT attname FROM pg_attribute WHERE attrelid = format('book.%%I', %s::text)::regclass AND attnum > 0 "
+    "AND NOT attisdropped ORDER BY attnum"
+)
+
+
+def made_earlier(connection: Connection, migrations: int) -> None:
+    """Have the book look as if a program with so many migrations had filled it."""
+    connection.execute("CREATE SCHEMA kept")
+    for (table,) in [("partitions",), *connection.execute(TABLES).fetchall()]:
+        connection.execute(sql.SQL("CREATE TABLE kept.{0} AS SELECT * FROM book.{0}").format(sql.Identifier(table)))
+    (number,) = connection.execute("SELECT nextval('book.numbers')").fetchone() or (0,)
+    earlier_book(connection, migrations)
+    connection.execute("SELECT setval('book.numbers', %s)", (number,))
+    connection.execute("SELECT book.ensure_day(day) FROM (SELECT DISTINCT day FROM kept.entries ORDER BY day DESC) d")
+    with connection.transaction():
+        for (table,) in [("partitions",), *connection.execute(TABLES).fetchall()]:
+            columns = sql.SQL(", ").join(sql.Identifier(name) for (name,) in connection.execute(COLUMNS, (table,)))
+            insert = sql.SQL("INSERT INTO book.{0} ({1}) OVERRIDING SYSTEM VALUE SELECT {1} FROM kept.{0}")
+            connection.execute(insert.format(sql.Identifier(table), columns))
+    connection.execute("DROP SCHEMA kept CASCADE")
+
+
+def test_a_book_of_an_earlier_program_finds_entries_by_member(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    checkin = {"id": "c1", "kind": "checkin", "member": "m1", "ts": at(1, 9)}
+    refund = {"kind": "order_refunded", "ts": at(4), "amount": 500}
+    partition.send(order(1), order(2, "m2", order=""), order(3, "m2", day=1), checkin)
+    partition.send(order(4, "m3", at=at(4)), order(5, "m3", ts=at(-900), at=at(4)))
+    partition.send(refund | {"id": "r1", "member": "m1", "order": "o1"})
+    day = day_number(date(2026, 11, 10))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        settle(connection, partition.rulebook, day)
+        tables = {
+            table: sorted(map(repr, connection.execute(f"SELECT * FROM book.{table}")))
+            for table in ("entries", "identities", "days", "settled_days")
+        }
+        before = facts(connection)
+        made_earlier(connection, 5)
+        assert connection.execute("SELECT to_regclass('book.days')").fetchone() == (None,)
+        assert migrate(connection) == NAMES[5:]
+        assert facts(connection) == before
+        for table, rows in tables.items():
+            assert sorted(map(repr, connection.execute(f"SELECT * FROM book.{table}"))) == rows
+        paid = connection.execute("SELECT event, payer FROM book.identities WHERE payer IS NOT NULL ORDER BY event")
+        assert paid.fetchall() == [("e1", "m1"), ("e3", "m2"), ("e4", "m3"), ("e5", "m3")]
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            connection.execute("UPDATE book.identities SET payer = NULL")
+        # It goes on as if it had never been another one, on days that it has and on one that is new.
+        partition.send(*(refund | {"id": f"r{number}", "member": "m3", "order": f"o{number}"} for number in (4, 5)))
+        partition.send(order(6, "m1", day=5), order(7, "m3", ts=at(0, 50), at=at(5)))
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        assert [balance(connection, member) for member in ("m1", "m2", "m3")] == [(25, 5, 0), (10, 10, 0), (5, 15, 0)]
+        assert [line["event"] for line in statement(connection, "m3", kind="refund")] == ["e5", "e4"]
+        assert list(rebuild(connection)) == []
+        assert [finding.line() for finding in found(valkey, connection)] == []
+        # Every day has the indexes that entries are to have, and no other; late is what is said to be.
+        entries = "SELECT inhrelid AS oid FROM pg_inherits WHERE inhparent = 'book.entries'::regclass"
+        indexes = connection.execute(
+            "SELECT e.oid::regclass::text, indisprimary, pg_get_indexdef(indexrelid) "
+            f"FROM ({entries}) e LEFT JOIN pg_index ON indrelid = e.oid ORDER BY 1, 2"
+        ).fetchall()
+        wanted = [
+            (False, "USING brin (partition_id, seq int8_minmax_multi_ops) WITH (autosummarize='on')"),
+            (True, "USING btree (member, seq, partition_id, late, day)"),
+        ]
+        days = ["20261110", "20261111", "20261115", "other"]
+        assert [(name, primary, "USING " + text.partition("USING ")[2]) for name, primary, text in indexes] == [
+            (f"book.entries_{day}", *index) for day in days for index in wanted
+        ]
+        defaults = connection.execute(
+            "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute "
+            "ON (attrelid, attnum) = (adrelid, adnum) WHERE attname = 'late' AND adrelid IN "
+            f"({entries} UNION VALUES ('book.entries'::regclass::oid), ('book.identities'::regclass::oid))"
+        ).fetchall()
+        assert defaults == [("false",)] * (len(days) + 2)

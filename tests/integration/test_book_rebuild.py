@@ -25,6 +25,9 @@ SPOIL = (
     "INSERT INTO book.lots (member, day, expires_on, points) VALUES ('nobody', '2026-11-10', '2027-11-10', 5)",
     "UPDATE book.members SET state = 'active' WHERE member = 'm1'",
     "DELETE FROM book.members WHERE member = 'm5'",
+    "UPDATE book.days SET last_seq = 1 WHERE day = '2026-11-10'",
+    "DELETE FROM book.days WHERE day = '2026-11-11'",
+    "INSERT INTO book.days SELECT '2026-11-09', 1, 7",
 )
 
 
@@ -78,6 +81,13 @@ def test_what_differs_is_said_and_put_right(valkey: Server, book: str) -> None:
         spoilt = facts(connection)
         found = list(rebuild(connection, dry_run=True))
         assert facts(connection) == spoilt
+        days = [line for line in found if line["projection"] == "days"]
+        assert [(line["day"], line["partition"], line["was"], line["is"]) for line in days] == [
+            ("2026-11-09", "p", 7, None),
+            ("2026-11-10", "p", 1, 32),
+            ("2026-11-11", "p", None, 23),
+        ]
+        found = [line for line in found if line not in days]
         assert [(line["projection"], line["member"]) for line in found] == [
             *(("balances", member) for member in ("m2", "m3", "nobody")),
             *(("lots", member) for member in ("m2", "m2", "m3", "nobody")),
@@ -90,12 +100,13 @@ def test_what_differs_is_said_and_put_right(valkey: Server, book: str) -> None:
         assert by_key["members", "m1"] == ({"state": "active"}, {"state": "frozen"})
         assert by_key["members", "m5"] == (None, {"state": "blocked"})
         done = command("book", "rebuild", "--database", book)
-        assert (done.returncode, len(done.stdout.splitlines())) == (1, len(found))
+        assert (done.returncode, len(done.stdout.splitlines())) == (1, len(found) + len(days))
         assert facts(connection) == before
         assert (state(connection, "m1"), state(connection, "m5")) == ("frozen", "blocked")
         assert command("book", "rebuild", "--database", book).returncode == 0
         noted = connection.execute("SELECT details FROM book.actions WHERE kind = 'rebuild'").fetchall()
-        assert noted == [({"differences": len(found)},)]
+        assert noted == [({"differences": len(found) + len(days)},)]
+        assert connection.execute("SELECT last_seq FROM book.days ORDER BY day").fetchall() == [(32,), (23,)]
 
 
 def test_it_waits_for_a_job_that_is_at_work(valkey: Server, book: str) -> None:

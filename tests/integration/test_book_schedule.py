@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from accrual.book import Connection, Done, Scheduler, connect, release, schedule, settle
+from accrual.book import Connection, Done, Scheduler, connect, release, schedule, settle, slow
 from accrual.book.schedule import days_to_settle
 from accrual.errors import BookError
 from accrual.rulebook import Rulebook, day_number
@@ -216,14 +216,13 @@ def test_days_settled_by_hand_or_half_are_settled_again(valkey: Server, book: st
 def test_days_without_a_partition_of_their_own(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     with connect(book) as connection:
-        partition.send(order(1))
+        partition.send(order(1), *(order(day, ts=at(-day), at=at(0, 2)) for day in (2000, 3000)))
         ingest(connection, partition)
-        connection.execute("CREATE TABLE kept AS SELECT * FROM book.entries")
-        for day in ("2019-01-02", "2020-03-04"):
-            connection.execute("UPDATE kept SET day = %s::date, seq = seq + 10", (day,))
-            connection.execute("INSERT INTO book.entries SELECT * FROM kept")
-        days = [DAY + day for day in due(valkey, connection, partition, 1)]
-        assert days == [day_number(date(2019, 1, 2)), day_number(date(2020, 3, 4)), DAY]
+        assert due(valkey, connection, partition, 1) == [0]
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        assert due(valkey, connection, partition, 1) == [-3000, -2000, 0]
+        query = "SELECT day - date '1970-01-01', last_seq FROM book.days ORDER BY day"
+        assert connection.execute(query).fetchall() == [(DAY - 3000, 3), (DAY - 2000, 2), (DAY, 1)]
 
 
 def test_two_schedulers_take_turns(valkey: Server, book: str, caplog: pytest.LogCaptureFixture) -> None:

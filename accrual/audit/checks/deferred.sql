@@ -6,7 +6,8 @@ SELECT p.name, d.seq, d.member, d.day::text, NULL, to_jsonb(coalesce(r.result, '
 FROM book.deferred d JOIN book.partitions p USING (partition_id)
 LEFT JOIN book.resolutions r USING (partition_id, seq) LEFT JOIN book.waiting w USING (partition_id, seq)
 LEFT JOIN book.refunds f USING (partition_id, seq)
-LEFT JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (d.day, d.partition_id, d.seq, true)
+LEFT JOIN book.entries e
+    ON (e.day, e.member, e.partition_id, e.seq, e.late) = (d.day, d.member, d.partition_id, d.seq, true)
 WHERE (r.seq IS NULL) = (w.seq IS NULL) OR coalesce(r.result = 'refund', false) <> (f.seq IS NOT NULL)
     OR coalesce(r.result = 'late', false) <> (e.seq IS NOT NULL)
 UNION ALL

@@ -16,9 +16,10 @@ FROM (
     WHERE 'issuance' IN (from_account, to_account) AND seq IS NOT NULL AND kind <> 'correct'
         AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = x.number)
     GROUP BY 1, 2, 3, 4, 5
-) o LEFT JOIN book.entries e ON (e.day, e.partition_id, e.seq, e.late) = (o.day, o.partition_id, o.seq, o.late)
+) o LEFT JOIN book.entries e
+    ON (e.day, e.member, e.partition_id, e.seq, e.late) = (o.day, o.member, o.partition_id, o.seq, o.late)
 LEFT JOIN book.partitions p ON p.partition_id = o.partition_id
-WHERE o.points NOT BETWEEN least(coalesce(e.points, 0), 0) AND greatest(coalesce(e.points, 0), 0) OR e.member IS DISTINCT FROM o.member
+WHERE e.member IS NULL OR o.points NOT BETWEEN least(e.points, 0) AND greatest(e.points, 0)
 UNION ALL
 SELECT p.name, o.seq, o.member, o.day::text, NULL, to_jsonb(o.points),
     'posting ' || o.number || ': a reversal that no refund explains', o.number
