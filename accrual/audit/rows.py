@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -55,19 +56,27 @@ def compare_rows(
         return
     days = sorted({day_text(entry.day) for _, _, entry in rows})
     about = {"partition_id": partition_id, "first": rows[0][0], "last": rows[-1][0], "days": days}
-    booked = {row[0]: _booked(row) for row in connection.execute(ROWS, about)}
-    booked |= {row[0]: _booked_deferred(row) for row in connection.execute(DEFERRED, about)}
+    booked: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in connection.execute(ROWS, about):
+        booked[row[0]].append(_booked(row))
+    for row in connection.execute(DEFERRED, about):
+        booked[row[0]].append(_booked_deferred(row))
     (number,) = connection.execute(NUMBER, (partition_id, batch.batch)).fetchone() or (None,)
     taken = {seq for (seq,) in connection.execute(TAKEN, about)}
     for seq, position, entry in rows:
         ledger = {"number": number, "rulebook": batch.header.rulebook} | _of_ledger(position, entry)
-        found = booked.get(seq)
-        if found == ledger or (found is None and seq in taken):
+        of_seq = booked[seq]
+        if of_seq == [ledger] or (not of_seq and seq in taken):
             continue
+        found = next((one for one in of_seq if one != ledger), None)
         names = [name for name in ledger if found is None or found.get(name) != ledger[name]]
         yield Finding(
             "rows",
-            "the book does not have the entry" if found is None else "the book has another entry than the ledger",
+            "the book does not have the entry"
+            if found is None
+            else "the book has another entry beside that of the ledger"
+            if ledger in of_seq
+            else "the book has another entry than the ledger",
             partition,
             batch.batch,
             seq=seq,

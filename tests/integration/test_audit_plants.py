@@ -53,6 +53,9 @@ PLANTS = {
     "UPDATE book.entries SET rulebook = 9 WHERE event = 'e13'": ("rows", "another entry"),
     """UPDATE book.entries SET masked = '{"device": "x"}' WHERE event = 'e8'""": ("rows", "another entry"),
     "UPDATE book.entries SET number = number + 1000 WHERE event = 'e13'": ("rows", "another entry"),
+    "INSERT INTO book.entries SELECT day, partition_id, seq, late, number, rulebook, stream_id, item, ts_ms, event, "
+    "kind, 'm9', outcome, cause, frozen, amount_fen, order_id, base, uncapped, points FROM book.entries "
+    "WHERE event = 'e13'": (*("rows", "another entry beside"),),
     "UPDATE book.deferred SET number = number + 1000 WHERE event = 'r1'": ("rows", "another entry"),
     "UPDATE book.partitions SET rulebook = 7": ("batches", "not where the book says"),
     "UPDATE book.deferred SET rulebook = 9 WHERE event = 'r1'": ("rows", "another entry"),
