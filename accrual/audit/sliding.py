@@ -24,7 +24,7 @@ SPAN: Final = """
     WHERE day = %(day)s::date AND partition_id = %(partition_id)s AND NOT late
 """
 
-# The last entry of a day that arrived too early for a window: the look goes from the day's end back to it.
+# The last entry of a day that arrived too early for a window.
 TOO_EARLY: Final = """
     SELECT max(seq) FROM book.entries WHERE day = %(day)s::date - %(days)s::integer AND partition_id = %(partition_id)s
         AND NOT late AND split_part(stream_id, '-', 1)::bigint < %(since_ms)s
