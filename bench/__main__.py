@@ -208,7 +208,7 @@ def _run_growth(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
 
 def _run_book(parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
     settings = book.BookSettings(
-        events=parsed.events or (200_000 if parsed.quick else 2_000_000),
+        events=parsed.events or (200_000 if parsed.quick else 1_000_000),
         runs=parsed.runs or (2 if parsed.quick else 3),
         members=parsed.members or (QUICK_MEMBERS if parsed.quick else 1_000_000),
         seed=parsed.seed,

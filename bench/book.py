@@ -1,18 +1,20 @@
 """The ledger into the book: entries per second, beside bare ``COPY`` of the same rows in the same run.
 
-A real worker drains the standard workload, once; its ledger stays on the server. Then, in turn:
+A real worker drains a morning in which every member comes once, and then the standard workload; its ledger stays on the
+server. Then, in turn, each into an empty database:
 
 bare copy   **the ceiling**: the rows of the entries alone, made ready ahead, into a table without any index, in as many
             transactions: what PostgreSQL takes in at all, where nobody asks anything of it afterwards
 plain       **the peer**: the same rows, made ready ahead, into one table with a primary key, an index of members and
             unique event ids, and balances by one upsert a transaction: the least of a book, done the plain way
-ingest      ``accrual book --drain`` into an empty book: chain verified, position and digest in the same transaction,
-            unique event ids, index of members, index of orders, balances up to date
+ingest      ``accrual book --drain``: chain verified, position and digest in the same transaction, unique event ids,
+            index of members, index of orders, balances up to date
 settle      the pending points of the whole day become available, with a lot for each member
 
-Both on one core (ingester and PostgreSQL share it), then on two. A run's time goes from the first read of the ledger to
-the last commit. After each run the book has as many entries as the ledger, its accounts add up to zero, and what it has
-pending, held and available is what the entries say.
+What counts is the workload behind the morning, whose members plain and ingest know, as a book does on any day but its
+first; the morning, where each member is new, is a row of its own. All on one core (ingester and PostgreSQL share it),
+then on two. A run's time goes from a commit to the last one. After each run the book has as many entries as the ledger,
+its accounts add up to zero, and what it has pending, held and available is what the entries say.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple, Self
 
 import msgspec
 import redis
@@ -38,11 +40,12 @@ from accrual.book.rows import BALANCE_COLUMNS, ENTRY_COLUMNS, Group, group_of
 from accrual.embedded import EmbeddedDatabase
 from accrual.ledger import START, Chain, LedgerReader
 from accrual.rulebook import load
+from accrual.stream import Keys, checkpoint_of
 from bench.core import RULEBOOK
 from bench.machine import SERVER_CORE, WORKER_CORE, file_system_of, pinned, yardstick_ms
 from bench.report import Figure, table
-from bench.running import PARTITION, Worker, put, server_in, workspace
-from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, Workload
+from bench.running import PARTITION, Worker, put, put_census, scattered_census, server_in, workspace
+from bench.workload import CENSUS_FIRST_NUMBER, CHUNK_EVENTS, DEFAULT_SEED, Events, Workload
 
 __all__ = ["BookMeasured", "BookSettings", "measure_book", "new_book", "summary"]
 
@@ -68,7 +71,7 @@ PLAIN_RAISE: Final = """
 class BookSettings:
     """What is measured. ``events`` are rounded up to whole chunks of 8192."""
 
-    events: int = 2_000_000
+    events: int = 1_000_000
     runs: int = 3
     members: int = 1_000_000
     seed: int = DEFAULT_SEED
@@ -80,12 +83,22 @@ class BookSettings:
         return Workload(members=self.members, seed=self.seed)
 
 
+@dataclass(frozen=True)
+class Ledger:
+    """A ledger on its server; from ``first_seq`` on it is of the workload that counts."""
+
+    client: redis.Redis
+    first_seq: int
+
+
 class Run(msgspec.Struct, frozen=True):
     """One run; processor times are per entry."""
 
     entries_per_s: float
     last_entries_per_s: float
-    """Over the last quarter of the ledger, when the indexes are as large as they get."""
+    """Over the last quarter of the workload, when the indexes are as large as they get."""
+    new_entries_per_s: float
+    """Over the morning before, of which each entry is a new member's."""
     python_us: float
     postgresql_us: float
     log_bytes: float
@@ -109,6 +122,7 @@ class Shape(msgspec.Struct, frozen=True):
     plain: Figure
     ingest: Figure
     last: Figure
+    new: Figure
     python: Figure
     postgresql: Figure
     log: Figure
@@ -130,14 +144,15 @@ def measure_book(settings: BookSettings, tell: Callable[[str], None] = print) ->
     yardsticks = [_yardstick()]
     with _without_warnings(), workspace(settings.directory) as directory, server_in(directory) as server:
         tell(f"book: a ledger of {settings.events:,} events")
-        firsts = range(0, settings.events, CHUNK_EVENTS)
-        put(server, (settings.workload.events(first, CHUNK_EVENTS) for first in firsts))
-        with Worker(server.url, "--drain", anywhere=True) as worker:
-            worker.end(ask=False)
         client = server.client(protocol=2, socket_timeout=None)
+        put_census(server, _morning(settings.workload))
+        _decide(server.url)
+        first_seq = checkpoint_of(client, Keys(PARTITION)).next_seq
+        put(server, _day(settings))
+        _decide(server.url)
         shapes = []
         for name in SHAPES:
-            shapes.append(_measure_shape(settings, client, name, tell))
+            shapes.append(_measure_shape(settings, Ledger(client, first_seq), name, tell))
             yardsticks.append(_yardstick())
     return BookMeasured(
         shapes=shapes,
@@ -145,6 +160,23 @@ def measure_book(settings: BookSettings, tell: Callable[[str], None] = print) ->
         yardstick_ms=Figure("yardstick", "ms", tuple(yardsticks)),
         file_system=file_system_of(Path(tempfile.gettempdir())),
     )
+
+
+def _morning(workload: Workload) -> Iterator[Events]:
+    for chunk in scattered_census(workload):
+        yield Events(**{**chunk._asdict(), "number": chunk.number - CENSUS_FIRST_NUMBER})
+
+
+def _day(settings: BookSettings) -> Iterator[Events]:
+    """Yield the workload, with ids behind those of the morning: ids grow with time."""
+    for first in range(0, settings.events, CHUNK_EVENTS):
+        chunk = settings.workload.events(first, CHUNK_EVENTS)
+        yield Events(**{**chunk._asdict(), "number": chunk.number + CENSUS_FIRST_NUMBER})
+
+
+def _decide(url: str) -> None:
+    with Worker(url, "--drain", anywhere=True) as worker:
+        worker.end(ask=False)
 
 
 @contextlib.contextmanager
@@ -164,7 +196,7 @@ def _yardstick() -> float:
         return yardstick_ms()
 
 
-def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell: Callable[[str], None]) -> Shape:
+def _measure_shape(settings: BookSettings, ledger: Ledger, name: str, tell: Callable[[str], None]) -> Shape:
     runs: list[Run] = []
     with contextlib.ExitStack() as stack:
         # A process stays on the core on which it was started.
@@ -172,7 +204,7 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
             database = stack.enter_context(EmbeddedDatabase(DATABASE))
         for number in range(1, settings.runs + 1):
             with new_book(database, number) as connection, pinned(WORKER_CORE):
-                runs.append(_run(connection, client))
+                runs.append(_run(connection, ledger))
             last = runs[-1]
             rates = f"{last.entries_per_s:,.0f} entries/s, bare {last.bare_per_s:,.0f}, plain {last.plain_per_s:,.0f}"
             tell(f"book, {name}: run {number} of {settings.runs}: {rates}")
@@ -188,6 +220,7 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
         plain=figure("plain book", "rows/s", "plain_per_s"),
         ingest=figure("ingest", "entries/s", "entries_per_s"),
         last=figure("ingest of the last quarter", "entries/s", "last_entries_per_s"),
+        new=figure("ingest of new members", "entries/s", "new_entries_per_s"),
         python=figure("python", "us", "python_us"),
         postgresql=figure("postgresql", "us", "postgresql_us"),
         log=figure("write-ahead log", "bytes", "log_bytes"),
@@ -196,12 +229,12 @@ def _measure_shape(settings: BookSettings, client: redis.Redis, name: str, tell:
     )
 
 
-def _run(connection: Connection, client: redis.Redis) -> Run:
+def _run(connection: Connection, ledger: Ledger) -> Run:
     """Copy, ingest, settle, in an empty book, and check what it came to."""
-    bare = _bare_copy(connection, client)
-    plain = _plain_book(connection, client)
-    run = _ingest(connection, client)
-    entries, members = _check(connection, client)
+    bare = _bare_copy(connection, ledger)
+    plain = _plain_book(connection, ledger)
+    run = _ingest(connection, ledger)
+    entries, members = _check(connection, ledger)
     settled = _settle(connection)
     return msgspec.structs.replace(
         run, bare_per_s=bare, plain_per_s=plain, settled_members_per_s=settled, entries=entries, members=members
@@ -221,11 +254,13 @@ def new_book(database: EmbeddedDatabase, number: int) -> Iterator[Connection]:
         outside.execute("CHECKPOINT")
 
 
-def _bare_copy(connection: Connection, client: redis.Redis) -> float:
-    """Copy the rows of all entries into a table without indexes, and return the rows per second."""
+def _bare_copy(connection: Connection, ledger: Ledger) -> float:
+    """Copy the rows of the entries into a table without indexes, and return the rows per second."""
     with _plain_table(connection):
         seconds = 0.0
-        for group in _groups(client):
+        for group, counts in _groups(ledger):
+            if not counts:
+                continue
             started = time.perf_counter()
             with connection.cursor() as cursor:
                 copy_rows(cursor, "plain", ENTRY_COLUMNS, group.entries)
@@ -233,20 +268,22 @@ def _bare_copy(connection: Connection, client: redis.Redis) -> float:
         return _rows(connection) / seconds
 
 
-def _plain_book(connection: Connection, client: redis.Redis) -> float:
+def _plain_book(connection: Connection, ledger: Ledger) -> float:
     """Copy the same rows into a table with indexes, keep balances beside it, and return the rows per second."""
     with _plain_table(connection):
         for statement in PLAIN_TABLE:
             connection.execute(statement)
-        seconds = 0.0
-        for group in _groups(client):
+        rows_before, seconds = 0, 0.0
+        for group, counts in _groups(ledger):
+            if counts and not rows_before:
+                rows_before = _rows(connection)
             started = time.perf_counter()
             with connection.transaction(), connection.cursor() as cursor:
                 copy_rows(cursor, "plain", ENTRY_COLUMNS, group.entries)
                 copy_rows(cursor, "plain_raised", BALANCE_COLUMNS, group.balances)
                 cursor.execute(PLAIN_RAISE)
-            seconds += time.perf_counter() - started
-        rate = _rows(connection) / seconds
+            seconds += (time.perf_counter() - started) * counts
+        rate = (_rows(connection) - rows_before) / seconds
         connection.execute("DROP TABLE plain_balances, plain_raised")
         return rate
 
@@ -260,48 +297,65 @@ def _plain_table(connection: Connection) -> Iterator[None]:
     connection.execute("CHECKPOINT")
 
 
-def _rows(connection: Connection) -> float:
+def _rows(connection: Connection) -> int:
     row: Any = connection.execute("SELECT count(*) FROM plain").fetchone()
-    return float(row[0])
+    return int(row[0])
 
 
-def _groups(client: redis.Redis) -> Iterator[Group]:
-    """Yield the rows of a transaction at a time."""
+def _groups(ledger: Ledger) -> Iterator[tuple[Group, bool]]:
+    """Yield the rows of a transaction at a time, and whether they count."""
     chain = Chain(START)
     batches, links, first_seq = [], [], chain.link.next_seq
-    for batch in LedgerReader(client, PARTITION).batches(chain=chain):
+    for batch in LedgerReader(ledger.client, PARTITION).batches(chain=chain):
         batches.append(batch)
         links.append(chain.link)
-        if chain.link.next_seq - first_seq >= GROUP_ENTRIES:
-            yield group_of(batches, links, {}, 1)
+        if chain.link.next_seq - first_seq >= GROUP_ENTRIES or chain.link.next_seq == ledger.first_seq:
+            yield group_of(batches, links, {}, 1), first_seq >= ledger.first_seq
             batches, links, first_seq = [], [], chain.link.next_seq
-    yield group_of(batches, links, {}, 1)
+    yield group_of(batches, links, {}, 1), True
 
 
-def _ingest(connection: Connection, client: redis.Redis) -> Run:
+class Mark(NamedTuple):
+    """Where the book is at a time, and what that took so far."""
+
+    next_seq: int
+    time_s: float
+    python_s: float
+    postgresql_s: float
+    log_bytes: int
+
+    @classmethod
+    def of(cls, connection: Connection, next_seq: int) -> Self:
+        """Return how it is now."""
+        postgresql_s = _processor_s(connection.info.backend_pid)
+        return cls(next_seq, time.perf_counter(), time.process_time(), postgresql_s, _log_position(connection))
+
+
+def _ingest(connection: Connection, ledger: Ledger) -> Run:
     """Book the whole ledger."""
-    with Follower(connection, client, PARTITION) as follower:
-        log_before = _log_position(connection)
-        python_before_s, postgresql_before_s = time.process_time(), _processor_s(connection.info.backend_pid)
-        marks = [(time.perf_counter(), follower.book.link.next_seq)]
+    with Follower(connection, ledger.client, PARTITION) as follower:
+        marks = [Mark.of(connection, follower.book.link.next_seq)]
         while follower.step():
-            marks.append((time.perf_counter(), follower.book.link.next_seq))
-        entries = marks[-1][1] - marks[0][1]
-        python_s = time.process_time() - python_before_s
-        postgresql_s = _processor_s(connection.info.backend_pid) - postgresql_before_s
+            marks.append(Mark.of(connection, follower.book.link.next_seq))
+    counting = [mark for mark in marks if mark.next_seq >= ledger.first_seq]
+    if len(counting) == 1:
+        # So little that morning and workload share a transaction.
+        counting = marks
+    first, last = counting[0], counting[-1]
+    entries = last.next_seq - first.next_seq
     return Run(
-        entries_per_s=_rate(marks),
-        last_entries_per_s=_rate(marks[-max(2, len(marks) // LAST_SHARE) :]),
-        python_us=python_s / entries * MICROSECONDS,
-        postgresql_us=postgresql_s / entries * MICROSECONDS,
-        log_bytes=(_log_position(connection) - log_before) / entries,
-        disk_bytes=_table_bytes(connection) / entries,
+        entries_per_s=_rate(first, last),
+        last_entries_per_s=_rate(counting[-max(2, len(counting) // LAST_SHARE)], last),
+        new_entries_per_s=_rate(marks[0], first),
+        python_us=(last.python_s - first.python_s) / entries * MICROSECONDS,
+        postgresql_us=(last.postgresql_s - first.postgresql_s) / entries * MICROSECONDS,
+        log_bytes=(last.log_bytes - first.log_bytes) / entries,
+        disk_bytes=_table_bytes(connection) / (last.next_seq - 1),
     )
 
 
-def _rate(marks: Sequence[tuple[float, int]]) -> float:
-    (start_s, first), (end_s, last) = marks[0], marks[-1]
-    return (last - first) / (end_s - start_s)
+def _rate(first: Mark, last: Mark) -> float:
+    return (last.next_seq - first.next_seq) / (last.time_s - first.time_s) if first is not last else 0.0
 
 
 def _settle(connection: Connection) -> float:
@@ -316,9 +370,9 @@ def _settle(connection: Connection) -> float:
     return members / seconds
 
 
-def _check(connection: Connection, client: redis.Redis) -> tuple[int, int]:
+def _check(connection: Connection, ledger: Ledger) -> tuple[int, int]:
     """Check the book against the ledger and itself; return its entries and members. Raises ``RuntimeError``."""
-    last = LedgerReader(client, PARTITION).last_batch()
+    last = LedgerReader(ledger.client, PARTITION).last_batch()
     found: Any = connection.execute(
         """
         SELECT (SELECT batch FROM book.partitions),
@@ -362,6 +416,7 @@ def summary(measured: BookMeasured) -> str:
             ("plain book", shape.plain, f"{shape.plain.median:,.0f} rows/s"),
             ("ingest", shape.ingest, f"{shape.ingest.median:,.0f} entries/s"),
             ("of its last quarter", shape.last, f"{shape.last.median:,.0f} entries/s"),
+            ("of new members, before", shape.new, f"{shape.new.median:,.0f} entries/s"),
             ("ingester, processor", shape.python, f"{shape.python.median:.1f} µs an entry"),
             ("PostgreSQL, processor", shape.postgresql, f"{shape.postgresql.median:.1f} µs an entry"),
             ("write-ahead log", shape.log, f"{shape.log.median:,.0f} bytes an entry"),

@@ -41,7 +41,7 @@ from bench.book import DATABASE
 from bench.core import RULEBOOK
 from bench.machine import ROOT, WORKER_CORE, file_system_of, pinned, yardstick_ms
 from bench.report import Figure, table
-from bench.running import PARTITION, Worker, census_of, put, put_census, server_in, workspace
+from bench.running import PARTITION, Worker, put, put_census, scattered_census, server_in, workspace
 from bench.workload import CHUNK_EVENTS, DEFAULT_SEED, KINDS, ORDER, SCATTER, Events, Workload
 
 __all__ = ["JobsMeasured", "JobsSettings", "measure_jobs", "summary"]
@@ -245,11 +245,9 @@ def _decide(url: str, *flags: str | int) -> None:
 
 
 def _one_each(workload: Workload) -> Iterator[Events]:
-    """Yield an event of every member, in an order that has nothing to do with their names."""
-    for chunk in census_of(workload, workload.members):
-        member = chunk.device * SCATTER % workload.members
-        kind = np.full_like(chunk.kind, EVENT_KIND)
-        yield Events(**{**chunk._asdict(), "kind": kind, "member": member, "device": member, "phone": member})
+    """Yield an event of every member."""
+    for chunk in scattered_census(workload):
+        yield Events(**{**chunk._asdict(), "kind": np.full_like(chunk.kind, EVENT_KIND)})
 
 
 def _next_day(settings: JobsSettings) -> Iterator[Events]:

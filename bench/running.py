@@ -22,7 +22,7 @@ from bench.core import RULEBOOK
 from bench.drain import KEYS, PARTITION, Filled, fill
 from bench.machine import ROOT, SERVER_CORE, WORKER_CORE, pinned
 from bench.wire import EVENTS_PER_BATCH
-from bench.workload import CHUNK_EVENTS, Events, Workload
+from bench.workload import CHUNK_EVENTS, SCATTER, Events, Workload
 
 __all__ = [
     "KEYS",
@@ -190,6 +190,13 @@ def census_of(workload: Workload, events: int) -> Iterator[Events]:
     """Yield the first ``events`` of the census in chunks; as many as there are members show no second device."""
     for first in range(0, events, CHUNK_EVENTS):
         yield workload.census(first, min(CHUNK_EVENTS, events - first))
+
+
+def scattered_census(workload: Workload) -> Iterator[Events]:
+    """Yield an event of every member in chunks, in an order that has nothing to do with their names."""
+    for chunk in census_of(workload, workload.members):
+        member = chunk.device * SCATTER % workload.members
+        yield Events(**{**chunk._asdict(), "member": member, "device": member, "phone": member})
 
 
 def put(server: EmbeddedServer, chunks: Iterable[Events]) -> Filled:

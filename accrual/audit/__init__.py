@@ -11,6 +11,7 @@ Ledgers are decoded by the code that everybody reads them with, and decided agai
     recorded    the rulebooks that ledgers recorded
     rows        entries of the ledger and rows of the book, in the same words
     standing    what a ledger stands at before a stretch of it, by what was committed
+    attributes  tier, card and immunity of members, as the engine that has decided everything knows them
     decisions   stretches of each ledger: the chain of digests, every entry decided again, row by row
     sums        the whole book: balances, lots, postings, batches, identities, days, deferred events (checks/*.sql)
     members     the states of members, made again

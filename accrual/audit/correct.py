@@ -36,6 +36,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("chain", "dead_letters"), SERVER),
     "events": "send again what the line says was left out; it counts as a late event",
     "settlements": "accrual settle --day, of the day that the line names",
+    "attributes": "send the member_updated or member_released again that made it so",
     "not_audited": "give the audit the archive that the events went to",
 }
 

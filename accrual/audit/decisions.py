@@ -14,12 +14,13 @@ from typing import Any, Final
 import msgspec
 import redis
 
+from accrual.audit.attributes import check_attributes
 from accrual.audit.events import Events
 from accrual.audit.findings import Finding
 from accrual.audit.rows import compare_rows, told
 from accrual.audit.standing import Standing, Unknown
 from accrual.book.database import Connection
-from accrual.engine import Batch, BatchHeader, Engine, Secret, open_engine
+from accrual.engine import Batch, BatchHeader, Engine, ReferenceEngine, Secret, open_engine
 from accrual.errors import LedgerError, RulebookError
 from accrual.ledger import Chain, EntriesBatch, LedgerReader, Link, RulebookRecord, decode_header
 from accrual.outcomes import Entry, Position
@@ -41,6 +42,8 @@ LINK: Final = """
 RECORD: Final = """
     SELECT version, name, text, zone_rules, slack_days FROM book.rulebooks WHERE (partition_id, batch) = (%s, %s)
 """
+
+LAST_BATCH: Final = "SELECT batch FROM book.partitions WHERE partition_id = %s"
 
 BATCHES: Final = "SELECT batch, after, through, events FROM book.batches WHERE partition_id = %s ORDER BY batch"
 
@@ -144,9 +147,7 @@ def _cut(batches: Sequence[tuple[int, int, int, int]], pieces: int, days: int) -
 def check_ends(ledger: Ledger) -> Iterator[Finding]:
     """Yield what is wrong with where the ledger begins and ends, and with how many events the stream has brought."""
     name, present = ledger.partition, ledger.present()
-    row = ledger.connection.execute(
-        "SELECT batch FROM book.partitions WHERE partition_id = %s", (ledger.partition_id,)
-    ).fetchone()
+    row = ledger.connection.execute(LAST_BATCH, (ledger.partition_id,)).fetchone()
     booked: int = (row or (0,))[0]
     checkpoint, last = checkpoint_of(ledger.client, Keys(name)), LedgerReader(ledger.client, name).last_batch()
     if last < checkpoint.batch:
@@ -209,6 +210,8 @@ def check_stretch(ledger: Ledger, stretch: Stretch) -> Iterator[Finding]:
         return
     if chain.link.batch < last:
         yield Finding("chain", f"batch {chain.link.batch + 1}: is missing", ledger.partition, chain.link.batch + 1)
+        return
+    yield from checking.end(chain.link.batch)
 
 
 class _Checking:
@@ -244,6 +247,13 @@ class _Checking:
             yield from compare_rows(
                 self._ledger.connection, self._ledger.partition, self._ledger.partition_id, batch, rows
             )
+
+    def end(self, batch: int) -> Iterator[Finding]:
+        """Yield what the book says otherwise of members than their events, where ``batch`` is the last one booked."""
+        ledger, engine = self._ledger, self._engine
+        booked = ledger.connection.execute(LAST_BATCH, (ledger.partition_id,)).fetchone()
+        if self._can_decide and isinstance(engine, ReferenceEngine) and booked == (batch,):
+            yield from check_attributes(ledger.connection, ledger.partition, ledger.partition_id, engine)
 
     def _finding(self, check: str, detail: str, batch: int, **where: Any) -> Finding:
         return Finding(check, detail, self._ledger.partition, batch, **where)

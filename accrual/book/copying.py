@@ -1,13 +1,15 @@
 """Columns to the rows of PostgreSQL's binary ``COPY``, without a Python object per value.
 
 A row is a count of fields, and each field a length of four bytes and its data. Rows are laid out side by side at the
-width of the widest, a column at a time; then the bytes that belong to no value are left out, all in one pass.
+width of the widest, a column at a time; then the bytes that belong to no value are left out, all in one pass. What
+takes time is the number of columns, so those that can be are put together to one of several fields beforehand.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +20,12 @@ __all__ = [
     "HEADER",
     "NULL",
     "TRAILER",
+    "Coded",
     "Column",
     "beside",
     "booleans",
     "coded",
+    "coded_together",
     "dates",
     "decimals",
     "integers",
@@ -30,6 +34,7 @@ __all__ = [
     "repeated",
     "rows_of",
     "texts",
+    "together",
 ]
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -37,18 +42,26 @@ TRAILER: Final = b"\xff\xff"
 NULL: Final = -1
 COUNT_BYTES: Final = 2
 LENGTH_BYTES: Final = 4
+LARGEST_CODE: Final = 2**63 - 1
 POSTGRESQL_EPOCH_DAY: Final = 10957  # 2000-01-01
 
 # Rows that are laid out at once: few enough for the processor's caches.
 BLOCK_ROWS: Final = 2048
 WORD_BYTES: Final = (2, 4, 8)
+# Up to this width, which bytes belong to a value is looked up rather than compared: in a table of its square.
+LOOKED_UP_BYTES: Final = 256
+
+
+# Codes, and the value that each of them stands for: the bytes of any type, `None` for null.
+Coded: TypeAlias = tuple[NDArray[Any], Sequence[bytes | None]]
 
 
 class Column:
     """One column: a value in each row of ``data``, at its beginning; ``lengths`` says how long it is, -1 for null.
 
     ``lengths`` is ``None`` where every value fills its row. With ``codes`` each value is that of the row that its code
-    says, so that a long value that is seen often takes little memory.
+    says, so that a long value that is seen often takes little memory. ``fields`` is 0, or of how many fields each
+    value is, which then has their lengths in it as a row has them.
     """
 
     def __init__(
@@ -56,10 +69,12 @@ class Column:
         data: NDArray[np.uint8],
         lengths: NDArray[np.int32] | None = None,
         codes: NDArray[np.intp] | None = None,
+        fields: int = 0,
     ) -> None:
         self.data = data
         self.lengths = lengths
         self.codes = codes
+        self.fields = fields
 
     @property
     def width(self) -> int:
@@ -76,11 +91,11 @@ class Column:
             rows = self.codes.take(rows)
         data = self.data.take(rows, axis=0)
         if self.lengths is None:
-            return Column(data)
+            return Column(data, fields=self.fields)
         lengths = self.lengths.take(rows)
         width = max(0, int(lengths.max(initial=0)))
         full = width > 0 and int(lengths.min()) == width
-        return Column(data[:, :width], None if full else lengths)
+        return Column(data[:, :width], None if full else lengths, fields=self.fields)
 
     def sizes(self) -> NDArray[np.int32]:
         """Return how long the value in each row of ``data`` is, -1 for null."""
@@ -122,7 +137,7 @@ def booleans(values: NDArray[Any]) -> Column:
 
 def repeated(value: bytes, count: int) -> Column:
     """Return a column of one value, ``count`` times."""
-    return coded(np.zeros(count, np.intp), [value])
+    return Column(np.broadcast_to(np.frombuffer(value, np.uint8), (count, len(value))))
 
 
 def texts(lengths: NDArray[Any], data: bytes, *, empty_is_null: bool = False) -> Column:
@@ -147,6 +162,33 @@ def coded(codes: NDArray[Any], values: Sequence[bytes | None]) -> Column:
     """Return the column of ``values[code]``: each value the bytes of any type, ``None`` for null."""
     table = pieces(values)
     return Column(table.data, table.lengths, np.asarray(codes, np.intp))
+
+
+def coded_together(parts: Sequence[Coded]) -> Column:
+    """Return what ``coded`` makes of each part as one column of as many fields.
+
+    It has a row for each combination that there is, so the parts should be such that these are few.
+    """
+    combined, count = np.asarray(parts[0][0], np.int64), len(parts[0][1])
+    for codes, values in parts[1:]:
+        if count * len(values) > LARGEST_CODE:
+            distinct, combined = np.unique(combined, return_inverse=True)
+            count = len(distinct)
+        combined, count = combined * len(values) + codes, count * len(values)
+    _, firsts, combined = np.unique(combined, return_index=True, return_inverse=True)
+    fields = [[_field(values[code]) for code in codes[firsts].tolist()] for codes, values in parts]
+    table = pieces([b"".join(row) for row in zip(*fields, strict=True)])
+    return Column(table.data, table.lengths, combined, fields=len(parts))
+
+
+def _field(value: bytes | None) -> bytes:
+    return NULL.to_bytes(LENGTH_BYTES, signed=True) if value is None else len(value).to_bytes(LENGTH_BYTES) + value
+
+
+def together(columns: Sequence[Column]) -> Column:
+    """Return columns without codes, whose values all fill their rows, as one of as many fields."""
+    rows, _ = _laid_out(columns, 0)
+    return Column(rows, fields=len(columns))
 
 
 def decimals(values: NDArray[Any]) -> Column:
@@ -186,10 +228,10 @@ def joined(columns: Sequence[Column]) -> Column:
         if column.codes is not None
     ]
     lengths = None if full else np.concatenate([column.sizes() for column in columns])
-    return Column(data, lengths, np.concatenate(codes) if codes else None)
+    return Column(data, lengths, np.concatenate(codes) if codes else None, fields=columns[0].fields)
 
 
-def rows_of(columns: Sequence[Column], order: NDArray[np.intp] | None = None) -> list[bytes]:
+def rows_of(columns: Sequence[Column], order: NDArray[np.intp] | None = None) -> list[memoryview]:
     """Return the rows that have ``columns``, those in ``order`` where it is given, in pieces.
 
     A binary ``COPY`` is ``HEADER``, any number of such rows, ``TRAILER``.
@@ -200,22 +242,28 @@ def rows_of(columns: Sequence[Column], order: NDArray[np.intp] | None = None) ->
     return [_block([column.taken(rows) for column in columns]) for rows in blocks]
 
 
-def _block(columns: Sequence[Column]) -> bytes:
-    count = len(columns[0])
-    width = COUNT_BYTES + sum(LENGTH_BYTES + column.width for column in columns)
-    rows = np.empty((count, width), np.uint8)
-    belongs = None if all(column.lengths is None for column in columns) else np.ones((count, width), np.bool_)
-    rows[:, :COUNT_BYTES].view(">i2")[:] = len(columns)
-    start = COUNT_BYTES
+def _block(columns: Sequence[Column]) -> memoryview:
+    rows, belongs = _laid_out(columns, COUNT_BYTES)
+    rows[:, :COUNT_BYTES].view(">i2")[:] = sum(max(1, column.fields) for column in columns)
+    return (rows.reshape(-1) if belongs is None else rows[belongs]).data
+
+
+def _laid_out(columns: Sequence[Column], start: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """Return the rows of ``columns`` from byte ``start`` on, and which of their bytes belong to them: ``None``, all."""
+    width = start + sum(column.width + (0 if column.fields else LENGTH_BYTES) for column in columns)
+    rows = np.empty((len(columns[0]), width), np.uint8)
+    belongs = None if all(column.lengths is None for column in columns) else np.ones(rows.shape, np.bool_)
     for column in columns:
-        end = start + LENGTH_BYTES + column.width
-        lengths = column.width if column.lengths is None else column.lengths[:, np.newaxis]
-        rows[:, start : start + LENGTH_BYTES].view(">i4")[:] = lengths
-        _write(rows[:, start + LENGTH_BYTES : end], column.data)
+        if not column.fields:
+            lengths = column.width if column.lengths is None else column.lengths[:, np.newaxis]
+            rows[:, start : start + LENGTH_BYTES].view(">i4")[:] = lengths
+            start += LENGTH_BYTES
+        end = start + column.width
+        _write(rows[:, start:end], column.data)
         if column.lengths is not None and belongs is not None:
-            belongs[:, start + LENGTH_BYTES : end] = _filled(column.lengths, column.width)
+            belongs[:, start:end] = _filled(column.lengths, column.width)
         start = end
-    return (rows if belongs is None else rows[belongs]).tobytes()
+    return rows, belongs
 
 
 def _write(place: NDArray[np.uint8], data: NDArray[np.uint8]) -> None:
@@ -239,4 +287,14 @@ def _column_of(lengths: NDArray[np.int32], data: NDArray[np.uint8]) -> Column:
 
 def _filled(lengths: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
     """Return which bytes of rows of ``width`` bytes belong to values of ``lengths``."""
-    return np.asarray(np.arange(width, dtype=np.int32) < lengths[:, np.newaxis])
+    if width > LOOKED_UP_BYTES:
+        return np.asarray(np.arange(width, dtype=np.int32) < lengths[:, np.newaxis])
+    return _filled_by_length(width).take(lengths, axis=0)
+
+
+@functools.lru_cache(maxsize=128)
+def _filled_by_length(width: int) -> NDArray[np.bool_]:
+    """Return ``_filled`` of each length from 0 to ``width``, and in the last row, which is that of -1, of null."""
+    filled = np.tri(width + 2, width, -1, dtype=np.bool_)
+    filled[-1] = False
+    return filled

@@ -6,7 +6,7 @@ import hashlib
 import importlib.resources
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -15,7 +15,7 @@ from psycopg import sql
 
 from accrual.errors import BookError, UsageError
 
-__all__ = ["Connection", "connect", "migrate", "open_book", "retried"]
+__all__ = ["Connection", "connect", "merge", "migrate", "open_book", "retried"]
 
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 ResultT = TypeVar("ResultT")
@@ -101,6 +101,20 @@ def retried(work: Callable[[], ResultT]) -> ResultT:
         except PASSING:
             time.sleep(FIRST_PAUSE_S * 2**attempt)
     return work()
+
+
+def merge(cursor: psycopg.Cursor[Any], statement: str, parameters: Mapping[str, object] | None = None) -> None:
+    """Do a ``MERGE`` within a transaction: again where another one has added a row that it was about to add.
+
+    It has waited for that one to end, so it finds the row then.
+    """
+    while True:
+        try:
+            with cursor.connection.transaction():
+                cursor.execute(statement, parameters)
+        except psycopg.errors.UniqueViolation:
+            continue
+        return
 
 
 def _migrations() -> list[tuple[str, str, str]]:

@@ -18,8 +18,8 @@ import psycopg
 from psycopg import sql
 
 from accrual.book import copying
-from accrual.book.database import Connection, retried
-from accrual.book.days import note_days, of_group
+from accrual.book.database import Connection, merge, retried
+from accrual.book.days import BookedDay, note_days
 from accrual.book.members import member_changes, note_members
 from accrual.book.rows import (
     BALANCE_COLUMNS,
@@ -44,9 +44,12 @@ CREATE_CLAIMS: Final = (
 CREATE_RAISED: Final = """
     CREATE TEMP TABLE IF NOT EXISTS raised (member text COLLATE "C", pending bigint, held bigint) ON COMMIT DELETE ROWS
 """
+# One member after the other by the primary key, whose rows are locked in that order.
+PLAN_RAISE: Final = "SELECT set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
 RAISE: Final = """
-    INSERT INTO book.balances AS b (member, pending, held) SELECT member, pending, held FROM raised ORDER BY member
-    ON CONFLICT (member) DO UPDATE SET pending = b.pending + excluded.pending, held = b.held + excluded.held
+    MERGE INTO book.balances b USING (SELECT member, pending, held FROM raised ORDER BY member) r ON b.member = r.member
+    WHEN MATCHED THEN UPDATE SET pending = b.pending + r.pending, held = b.held + r.held
+    WHEN NOT MATCHED THEN INSERT (member, pending, held) VALUES (r.member, r.pending, r.held)
 """
 
 
@@ -76,7 +79,7 @@ class Book:
 
         Raises ``BookError`` where another ingester of this partition was faster.
         """
-        for day in sorted(group.days - self._known_days):
+        for day in sorted(group.days.keys() - self._known_days):
             self.connection.execute("SELECT book.ensure_day(%s::date)", (day_text(day),))
             self._known_days.add(day)
         retried(lambda: self._post(group))
@@ -89,16 +92,14 @@ class Book:
             taken = self._claim(cursor, group)
             if taken:
                 group = group_of(group.batches, group.links, group.controls, self.partition_id, taken)
-            cursor.execute(CREATE_RAISED)
-            copy_rows(cursor, "raised", BALANCE_COLUMNS, group.balances)
-            cursor.execute(RAISE)
+            self._raise_balances(cursor, group)
             cursor.execute("SELECT set_config('book.number', nextval('book.numbers')::text, true)::bigint")
             number: int = (cursor.fetchone() or (0,))[0]
             copy_rows(cursor, "book.entries", ENTRY_COLUMNS, group.entries)
             copy_rows(cursor, "book.deferred", DEFERRED_COLUMNS, group.deferred)
             copy_rows(cursor, "book.waiting", WAITING_COLUMNS, group.waiting)
             self._note_members(cursor, group, number)
-            note_days(cursor, of_group(group, self.partition_id, taken))
+            note_days(cursor, [BookedDay(day, self.partition_id, seq) for day, seq in group.days.items()])
             self._record(cursor, group)
 
     def _lock_position(self, cursor: psycopg.Cursor[Any]) -> None:
@@ -133,7 +134,7 @@ class Book:
             return self._claim_one_by_one(cursor, group.identities)
         return set()
 
-    def _claim_one_by_one(self, cursor: psycopg.Cursor[Any], rows: Sequence[bytes]) -> set[int]:
+    def _claim_one_by_one(self, cursor: psycopg.Cursor[Any], rows: Sequence[memoryview]) -> set[int]:
         cursor.execute(CREATE_CLAIMS)
         cursor.execute("TRUNCATE claims")
         copy_rows(cursor, "claims", IDENTITY_COLUMNS, rows)
@@ -150,6 +151,12 @@ class Book:
             """
         )
         return {seq for (seq,) in cursor.fetchall()}
+
+    def _raise_balances(self, cursor: psycopg.Cursor[Any], group: Group) -> None:
+        cursor.execute(CREATE_RAISED)
+        copy_rows(cursor, "raised", BALANCE_COLUMNS, group.balances)
+        cursor.execute(PLAN_RAISE)
+        merge(cursor, RAISE)
 
     def _note_members(self, cursor: psycopg.Cursor[Any], group: Group, number: int) -> None:
         changes = [
@@ -205,7 +212,9 @@ def _batch_row(batch: EntriesBatch | RulebookRecord, link: Link, partition_id: i
     )
 
 
-def copy_rows(cursor: psycopg.Cursor[Any], table: LiteralString, columns: Sequence[str], rows: Sequence[bytes]) -> None:
+def copy_rows(
+    cursor: psycopg.Cursor[Any], table: LiteralString, columns: Sequence[str], rows: Sequence[memoryview]
+) -> None:
     """Copy rows, in pieces as ``copying.rows_of`` returns them, into ``columns`` of a table."""
     if not any(rows):
         return

@@ -6,6 +6,7 @@ there. The late events of the slow path, and the people who look at frozen accou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 import psycopg
 import redis
 
+from accrual.book.database import merge
 from accrual.book.texts import stored
 from accrual.engine.batch import items_of_entry
 from accrual.errors import InvalidEvent
@@ -30,21 +32,27 @@ HELD: Final = OUTCOMES.index("held")
 # What an event of each kind makes of the state; an update leaves it.
 STATES: Final = {"member_frozen": "frozen", "member_released": "active", "member_blocked": "blocked"}
 
-UPSERT: Final = """
-    INSERT INTO book.members AS m
+# One change each of some members.
+CHANGE: Final = """
+    MERGE INTO book.members m USING unnest(
+        %(members)s::text[], %(states)s::text[], %(tiers)s::text[], %(cards)s::bigint[], %(immunities)s::bigint[],
+        %(incomplete)s::boolean[], %(sets_immunity)s::boolean[], %(unless_immune_at)s::bigint[]
+    ) AS c (member, state, tier, card_until_ms, immune_until_ms, incomplete, sets_immunity, unless_immune_at_ms)
+    ON m.member = c.member
+    WHEN MATCHED AND (
+        c.unless_immune_at_ms IS NULL OR c.unless_immune_at_ms >= coalesce(m.immune_until_ms, 0)
+    ) THEN UPDATE SET
+        partition_id = %(partition_id)s,
+        number = %(number)s,
+        state = CASE WHEN c.state = 'frozen' AND m.state = 'blocked' THEN 'blocked' ELSE coalesce(c.state, m.state) END,
+        tier = coalesce(c.tier, m.tier),
+        card_until_ms = coalesce(c.card_until_ms, m.card_until_ms),
+        immune_until_ms = CASE WHEN c.sets_immunity THEN c.immune_until_ms ELSE m.immune_until_ms END,
+        incomplete = m.incomplete OR c.incomplete
+    WHEN NOT MATCHED THEN INSERT
         (member, partition_id, number, state, tier, card_until_ms, immune_until_ms, incomplete)
-    VALUES (%(member)s, %(partition_id)s, %(number)s, coalesce(%(state)s, 'active'), %(tier)s, %(card_until_ms)s,
-        %(immune_until_ms)s, %(incomplete)s)
-    ON CONFLICT (member) DO UPDATE SET
-        partition_id = excluded.partition_id,
-        number = excluded.number,
-        state = CASE WHEN %(state)s = 'frozen' AND m.state = 'blocked' THEN 'blocked'
-            ELSE coalesce(%(state)s, m.state) END,
-        tier = coalesce(excluded.tier, m.tier),
-        card_until_ms = coalesce(excluded.card_until_ms, m.card_until_ms),
-        immune_until_ms = CASE WHEN %(sets_immunity)s THEN excluded.immune_until_ms ELSE m.immune_until_ms END,
-        incomplete = m.incomplete OR excluded.incomplete
-    WHERE %(unless_immune_at_ms)s::bigint IS NULL OR %(unless_immune_at_ms)s >= coalesce(m.immune_until_ms, 0)
+        VALUES (c.member, %(partition_id)s, %(number)s, coalesce(c.state, 'active'), c.tier, c.card_until_ms,
+            c.immune_until_ms, c.incomplete)
 """
 
 
@@ -125,21 +133,26 @@ def _members_at(batch: EntriesBatch, rows: Sequence[int]) -> list[str]:
 
 
 def note_members(cursor: psycopg.Cursor[Any], partition_id: int, number: int, changes: Iterable[MemberChange]) -> None:
-    """Write ``changes``, in order."""
-    rows = [
-        {
-            "member": stored(change.member),
+    """Write ``changes``, those of each member in order."""
+    rounds: list[list[MemberChange]] = []
+    seen: Counter[str] = Counter()
+    for change in changes:
+        if seen[change.member] == len(rounds):
+            rounds.append([])
+        rounds[seen[change.member]].append(change)
+        seen[change.member] += 1
+    for chosen in rounds:
+        chosen.sort(key=lambda change: change.member)
+        parameters = {
             "partition_id": partition_id,
             "number": number,
-            "state": change.state,
-            "tier": stored(change.control.tier) or None,
-            "card_until_ms": change.control.card_until_ms,
-            "immune_until_ms": change.control.immune_until_ms,
-            "incomplete": not change.control.known,
-            "sets_immunity": change.sets_immunity,
-            "unless_immune_at_ms": change.unless_immune_at_ms,
+            "members": [stored(change.member) for change in chosen],
+            "states": [change.state for change in chosen],
+            "tiers": [stored(change.control.tier) or None for change in chosen],
+            "cards": [change.control.card_until_ms for change in chosen],
+            "immunities": [change.control.immune_until_ms for change in chosen],
+            "incomplete": [not change.control.known for change in chosen],
+            "sets_immunity": [change.sets_immunity for change in chosen],
+            "unless_immune_at": [change.unless_immune_at_ms for change in chosen],
         }
-        for change in changes
-    ]
-    if rows:
-        cursor.executemany(UPSERT, rows)
+        merge(cursor, CHANGE, parameters)

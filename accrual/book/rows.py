@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accrual.book import copying
-from accrual.book.copying import Column
+from accrual.book.copying import Coded, Column
 from accrual.book.members import ControlEvent
 from accrual.book.texts import stored
 from accrual.events import ORDER_KIND
@@ -32,18 +32,35 @@ HELD, DEFERRED = (OUTCOMES.index(name) for name in ("held", "deferred"))
 MASKED: Final = ("device", "ip", "phone")
 TEXT_TYPE: Final = 25
 
-# The columns that are copied; of the others, the number, which is drawn later, and `late` are their tables' defaults.
-ENTRY_COLUMNS: Final = (
-    *("day", "partition_id", "seq", "rulebook", "stream_id", "item", "ts_ms", "event", "kind", "member"),
-    *("outcome", "cause", "frozen", "amount_fen", "order_id", "base", "uncapped", "points", "campaigns", "evidence"),
-    *("device", "ip", "phone", "masked"),
+# Columns that are laid out together, since every row has them and they are chosen together.
+TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {
+    "place": ("partition_id", "seq"),
+    "origin": ("rulebook", "item", "ts_ms"),
+    "result": ("frozen", "base", "uncapped", "points"),
+    "reason": ("kind", "outcome", "cause", "campaigns", "evidence", "masked"),
+    "deferral": ("kind", "cause"),
+}
+ENTRY_PARTS: Final = (
+    *("day", "place", "origin", "stream_id", "event", "member", "amount_fen", "order_id", "device", "ip", "phone"),
+    *("result", "reason"),
 )
-DEFERRED_COLUMNS: Final = (
-    *("partition_id", "seq", "rulebook", "stream_id", "item", "day", "ts_ms", "event", "kind", "member", "cause"),
-    *("amount_fen", "order_id", "device", "ip", "phone", "payload"),
+DEFERRED_PARTS: Final = (
+    *("day", "place", "origin", "stream_id", "event", "member", "amount_fen", "order_id", "device", "ip", "phone"),
+    *("deferral", "payload"),
 )
+WAITING_PARTS: Final = ("place", "waits_for")
+IDENTITY_PARTS: Final = ("event", "paid_order", "payer", "day", "place")
+
+
+def _names(parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for part in parts for name in TOGETHER.get(part, (part,)))
+
+
+# The columns that are copied; the number, which is drawn later, and that an entry is not late are defaults.
+ENTRY_COLUMNS: Final = _names(ENTRY_PARTS)
+DEFERRED_COLUMNS: Final = _names(DEFERRED_PARTS)
+IDENTITY_COLUMNS: Final = _names(IDENTITY_PARTS)
 WAITING_COLUMNS: Final = ("partition_id", "seq", "cause")
-IDENTITY_COLUMNS: Final = ("event", "paid_order", "payer", "day", "partition_id", "seq")
 BALANCE_COLUMNS: Final = ("member", "pending", "held")
 
 _json = msgspec.json.Encoder()
@@ -52,18 +69,18 @@ _json = msgspec.json.Encoder()
 class Group(msgspec.Struct, frozen=True):
     """Batches that are posted together, and their rows of every table, as a binary ``COPY`` takes them.
 
-    ``links`` is where each batch ends, ``days`` the day numbers of entries that are booked.
+    ``links`` is where each batch ends, ``days`` has the day numbers of entries that are booked, each with its last seq.
     """
 
     batches: Sequence[EntriesBatch | RulebookRecord]
     links: Sequence[Link]
     controls: Mapping[int, ControlEvent]
-    days: frozenset[int]
-    identities: list[bytes]
-    balances: list[bytes]
-    entries: list[bytes]
-    deferred: list[bytes]
-    waiting: list[bytes]
+    days: Mapping[int, int]
+    identities: list[memoryview]
+    balances: list[memoryview]
+    entries: list[memoryview]
+    deferred: list[memoryview]
+    waiting: list[memoryview]
 
 
 def group_of(
@@ -76,7 +93,7 @@ def group_of(
     """Return the rows of ``batches``; entries whose seqs are in ``without`` are not booked and move nothing."""
     filled = [batch for batch in batches if isinstance(batch, EntriesBatch) and batch.header.counts.entries]
     if not filled:
-        return Group(batches, links, controls, frozenset(), [], [], [], [], [])
+        return Group(batches, links, controls, {}, [], [], [], [], [])
     columns = _joined([_columns(batch, partition_id) for batch in filled])
     day, outcome, points, tripped = (_together(filled, name) for name in ("day", "outcome", "points", "tripped"))
     seq = np.concatenate([batch.header.first_seq + np.arange(batch.header.counts.entries) for batch in filled])
@@ -88,20 +105,21 @@ def group_of(
     by_member = np.argsort(columns["member"].padded(), kind="stable")
     moved = booked & (outcome <= HELD) & (points != 0)
     deferred = np.flatnonzero(~identified)
-    payloads = copying.pieces([payload for batch in filled for payload in batch.payloads()])
+    payloads = {"payload": copying.pieces([payload for batch in filled for payload in batch.payloads()])}
+    of_deferred = {name: columns[name].taken(deferred) for name in DEFERRED_PARTS if name in columns} | payloads
     return Group(
         batches=batches,
         links=links,
         controls=controls,
-        days=frozenset(np.unique(day[booked]).tolist()),
-        identities=_rows(columns, IDENTITY_COLUMNS, by_event[identified[by_event]]),
+        days={number: int(seq[booked & (day == number)].max()) for number in np.unique(day[booked]).tolist()},
+        identities=_rows(columns, IDENTITY_PARTS, by_event[identified[by_event]]),
         balances=_balances(columns["member"], by_member[moved[by_member]], outcome, points),
         entries=[
-            *_rows(columns, ENTRY_COLUMNS, by_member[(booked & (tripped == 0))[by_member]]),
-            *_rows(columns, ENTRY_COLUMNS, by_member[(booked & (tripped != 0))[by_member]]),
+            *_rows(columns, ENTRY_PARTS, by_member[(booked & (tripped == 0))[by_member]]),
+            *_rows(columns, ENTRY_PARTS, by_member[(booked & (tripped != 0))[by_member]]),
         ],
-        deferred=copying.rows_of([*(columns[name].taken(deferred) for name in DEFERRED_COLUMNS[:-1]), payloads]),
-        waiting=_rows(columns, WAITING_COLUMNS, deferred),
+        deferred=copying.rows_of([of_deferred[name] for name in DEFERRED_PARTS]),
+        waiting=_rows(columns, WAITING_PARTS, deferred),
     )
 
 
@@ -113,12 +131,14 @@ def _together(batches: Sequence[EntriesBatch], name: str) -> NDArray[Any]:
     return np.concatenate([batch.integers(name) for batch in batches])
 
 
-def _rows(columns: Mapping[str, Column], names: Sequence[str], places: NDArray[np.intp]) -> list[bytes]:
+def _rows(columns: Mapping[str, Column], names: Sequence[str], places: NDArray[np.intp]) -> list[memoryview]:
     """Return the rows at ``places``, in their order, with some of the columns."""
     return copying.rows_of([columns[name] for name in names], places)
 
 
-def _balances(members: Column, moved: NDArray[np.intp], outcome: NDArray[Any], points: NDArray[Any]) -> list[bytes]:
+def _balances(
+    members: Column, moved: NDArray[np.intp], outcome: NDArray[Any], points: NDArray[Any]
+) -> list[memoryview]:
     """Return what each member's balances grow or shrink by, as the entries ``moved``, in the order of members, say.
 
     An outcome is also the account: 0 granted, to pending; 1 held.
@@ -132,38 +152,52 @@ def _balances(members: Column, moved: NDArray[np.intp], outcome: NDArray[Any], p
 
 
 def _columns(batch: EntriesBatch, partition_id: int) -> dict[str, Column]:
-    """Return the columns of all entries of a batch, by their names in the database."""
+    """Return the columns of all entries of a batch, by the names of the parts of rows."""
     count = batch.header.counts.entries
     integers = batch.integers
     amount = integers("amount")
+    member = copying.texts(*batch.raw_texts("member"))
     order = copying.texts(*batch.raw_texts("order"), empty_is_null=True)
     pays = np.array([kind == ORDER_KIND for kind in batch.kinds])[integers("kind")]
     paid_order = order if pays.all() else order.where(pays)
-    member = copying.texts(*batch.raw_texts("member"))
     stream_id = (copying.decimals(integers("at")), copying.decimals(integers("at_seq")))
+    kind: Coded = (integers("kind"), [stored(kind).encode() for kind in batch.kinds])
+    cause: Coded = (integers("cause"), [cause.encode() or None for cause in CAUSES])
+    evidence, masked = _evidence(batch), _masked(batch)
+    place = [
+        copying.repeated(partition_id.to_bytes(2), count),
+        copying.integers(batch.header.first_seq + np.arange(count), 8),
+    ]
+    origin = [
+        copying.repeated(batch.header.rulebook.to_bytes(8), count),
+        copying.integers(integers("index"), 4),
+        copying.integers(integers("ts"), 8),
+    ]
+    result = [
+        copying.booleans(integers("frozen")),
+        *(copying.integers(integers(name), 8) for name in ("base", "uncapped", "points")),
+    ]
+    reason = [
+        *(kind, (integers("outcome"), [outcome.encode() for outcome in OUTCOMES]), cause),
+        (integers("campaign_set"), [_text_array(ids) for ids in batch.campaign_sets]),
+        *(_json_values(count, evidence), _json_values(count, masked)),
+    ]
     return {
         "day": copying.dates(integers("day")),
-        "partition_id": copying.repeated(partition_id.to_bytes(2), count),
-        "seq": copying.integers(batch.header.first_seq + np.arange(count), 8),
-        "rulebook": copying.repeated(batch.header.rulebook.to_bytes(8), count),
+        "place": copying.together(place),
+        "origin": copying.together(origin),
         "stream_id": copying.beside(*stream_id, between=b"-"),
-        "item": copying.integers(integers("index"), 4),
-        "ts_ms": copying.integers(integers("ts"), 8),
         "event": copying.texts(*batch.raw_texts("event")),
-        "kind": copying.coded(integers("kind"), [stored(kind).encode() for kind in batch.kinds]),
         "member": member,
-        "outcome": copying.coded(integers("outcome"), [outcome.encode() for outcome in OUTCOMES]),
-        "cause": copying.coded(integers("cause"), [cause.encode() or None for cause in CAUSES]),
-        "frozen": copying.booleans(integers("frozen")),
         "amount_fen": copying.integers(amount, 8, amount < 0),
         "order_id": order,
         "paid_order": paid_order,
         "payer": member.where(paid_order.sizes() != copying.NULL),
-        **{name: copying.integers(integers(name), 8) for name in ("base", "uncapped", "points")},
-        "campaigns": copying.coded(integers("campaign_set"), [_text_array(ids) for ids in batch.campaign_sets]),
-        "evidence": _json_column(count, _evidence(batch)),
         **{name: copying.integers(integers(name), 8, integers(name) == 0) for name in MASKED},
-        "masked": _json_column(count, _masked(batch)),
+        "result": copying.together(result),
+        "reason": copying.coded_together(reason),
+        "deferral": copying.coded_together([kind, cause]),
+        "waits_for": copying.coded(*cause),
     }
 
 
@@ -199,9 +233,9 @@ def _masked(batch: EntriesBatch) -> dict[int, object]:
     return {row: masked for row, masked in zip(rows, found, strict=True) if masked}
 
 
-def _json_column(count: int, values: Mapping[int, object]) -> Column:
-    """Return a ``jsonb`` column that is null but for the rows in ``values``."""
+def _json_values(count: int, values: Mapping[int, object]) -> Coded:
+    """Return a ``jsonb`` column that is null but for the rows in ``values``: codes, and what they stand for."""
     encoded: list[bytes | None] = [None, *(b"\x01" + _json.encode(value) for value in values.values())]
     codes = np.zeros(count, np.intp)
     codes[list(values)] = np.arange(1, len(encoded))
-    return copying.coded(codes, encoded)
+    return codes, encoded

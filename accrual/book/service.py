@@ -13,7 +13,7 @@ import psycopg
 import redis
 
 from accrual.book.database import open_book
-from accrual.book.follow import Follower, follow
+from accrual.book.follow import GROUP_ENTRIES, Follower, follow
 from accrual.errors import BookError
 from accrual.settings import Settings
 from accrual.stream import StreamServer, partition_names
@@ -51,8 +51,13 @@ class BookService:
             followers = []
             for name in partitions:
                 connection = opened.enter_context(open_book(self._settings.database))
-                durable = self._settings.require_durable
-                follower = Follower(connection, client, name, require_durable=durable)
+                follower = Follower(
+                    connection,
+                    client,
+                    name,
+                    require_durable=self._settings.require_durable,
+                    group_entries=GROUP_ENTRIES // len(partitions),
+                )
                 followers.append(opened.enter_context(follower))
             follow(followers, stopping, drain=self._drain)
 

@@ -403,7 +403,7 @@ def test_it_shares_no_code_with_what_it_checks() -> None:
     }
     # What decides late events in the book has no part in checking them; the reference engine decides ledgers alone.
     engine = {(file, name) for file, name in imported if name.startswith("accrual.engine")}
-    assert {file for file, _ in engine} == {"decisions", "standing"}
+    assert {file for file, _ in engine} == {"attributes", "decisions", "standing"}
     assert "accrual.engine.late" not in {name for _, name in engine}
 
 

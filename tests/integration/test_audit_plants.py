@@ -27,7 +27,12 @@ def booked(valkey: Server, book: str) -> Iterator[tuple[Server, Connection]]:
         partition = Partition(valkey.client())
         partition.send(*(order(number, "m1", device="d1", phone="p1") for number in range(1, 9)))
         partition.send(order(10, "m2", 20_000), order(11, "m2", 5000), order(13, "m4", 700), order(14, "m3"))
-        partition.send({"id": "f1", "kind": "member_frozen", "member": "m6", "ts": at(0, 40)})
+        partition.send(
+            {"id": "f1", "kind": "member_frozen", "member": "m6", "ts": at()},
+            {"id": "u1", "kind": "member_updated", "member": "m4", "ts": at(), "tier": "gold", "card_until": at(9)},
+            {"id": "v1", "kind": "member_released", "member": "m2", "ts": at(), "immune_until": at(9)},
+            {"id": "v2", "kind": "member_released", "member": "m1", "ts": at(), "immune_until": at(8)},
+        )
         refund = {"kind": "order_refunded", "ts": at(1)}
         partition.send(
             refund | {"id": "r1", "member": "m2", "order": "o10", "amount": 5000},
@@ -36,7 +41,7 @@ def booked(valkey: Server, book: str) -> Iterator[tuple[Server, Connection]]:
         ingest(connection, partition)
         slow(connection, partition.rulebook, refund_wait_hours=0)
         settle(connection, partition.rulebook, DAY)
-        release(connection, "m1", reason="checked", by="alice")
+        release(connection, "m1", reason="checked", by="alice", immune_until_ms=at(30))
         confirm(connection, "m3", reason="abuse", by="alice", claw_back=(DAY, DAY))
         adjust(connection, "m4", 5, reason="given", note="", by="alice")
         adjust(connection, "m5", 20_000, reason="given", note="", by="alice", key="large")
@@ -80,6 +85,11 @@ PLANTS = {
     "UPDATE book.members SET state = 'blocked' WHERE member = 'm1'": ("members", "the state is not"),
     "UPDATE book.members SET state = 'active' WHERE member = 'm6'": ("members", "the state is not"),
     "DELETE FROM book.members WHERE member = 'm3'": ("members", "the state is not"),
+    "UPDATE book.members SET tier = 'plain' WHERE member = 'm4'": ("attributes", "tier, card or immunity"),
+    "UPDATE book.members SET card_until_ms = card_until_ms + 1 WHERE member = 'm4'": ("attributes", "tier, card"),
+    "UPDATE book.members SET immune_until_ms = NULL WHERE member = 'm2'": ("attributes", "tier, card or immunity"),
+    "DELETE FROM book.members WHERE member = 'm4'": ("attributes", "tier, card or immunity"),
+    "UPDATE book.members SET tier = 'gold' WHERE member = 'm6'": ("attributes", "tier, card or immunity"),
     "UPDATE book.days SET last_seq = last_seq - 1": ("days", "another one than the book knows of"),
     "UPDATE book.days SET day = day + 1": ("days", "another one than the book knows of"),
     "DELETE FROM book.days": ("days", "another one than the book knows of"),

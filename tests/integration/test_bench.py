@@ -96,7 +96,7 @@ def test_a_ledger_is_booked_and_settled() -> None:
     measured = measure_book(BookSettings(events=2 * CHUNK_EVENTS, runs=1, members=1_000), lambda _: None)
     assert [shape.name for shape in measured.shapes] == ["one core", "two cores"]
     for shape in measured.shapes:
-        assert 2 * CHUNK_EVENTS * 0.99 < shape.entries < 2 * CHUNK_EVENTS
+        assert 2 * CHUNK_EVENTS * 0.99 < shape.entries - 1_000 < 2 * CHUNK_EVENTS
         assert 0 < shape.ingest.median < shape.bare.median
         assert 0 < shape.plain.median < shape.bare.median
         assert shape.settle.median > 0

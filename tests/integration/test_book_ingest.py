@@ -16,7 +16,7 @@ from accrual.rulebook import day_number
 from audits import found
 from books import BOOK_RULEBOOK, TAKING_RULEBOOK, Partition, at, balance, facts, ingest, order, taking
 from servers import Server
-from workers import WorkerProcess, compact, fill
+from workers import WorkerProcess, compact, fill, wait_until
 
 FACTS = {
     "batches": "number",
@@ -27,6 +27,7 @@ FACTS = {
     "actions": "by",
     "postings": "points",
 }
+WAITING_FOR_US = "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
 DAY = day_number(date(2026, 11, 10))
 
 
@@ -137,6 +138,24 @@ def test_two_ingesters_of_one_partition_post_once(valkey: Server, book: str) -> 
     with connect(book) as connection:
         assert connection.execute("SELECT count(*), sum(points) FROM book.entries").fetchone() == (200, 2000 - 1000)
         assert len(facts(connection)["partitions"]) == 1
+
+
+def test_a_member_whom_another_partition_adds_at_the_same_moment(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    partition.send(order(1, "m0"), order(2, "m1"), order(3, "m2"))
+
+    def run() -> None:
+        with connect(book) as connection:
+            ingest(connection, partition)
+
+    with connect(book) as connection:
+        ingesting = threading.Thread(target=run)
+        with connection.transaction():
+            connection.execute("INSERT INTO book.balances (member, pending) VALUES ('m1', 5)")
+            ingesting.start()
+            wait_until(lambda: bool(connection.execute(WAITING_FOR_US).fetchall()), "the ingester waits")
+        ingesting.join()
+        assert [balance(connection, f"m{number}") for number in range(3)] == [(10, 0, 0), (15, 0, 0), (10, 0, 0)]
 
 
 def test_settlement_makes_lots(valkey: Server, book: str) -> None:

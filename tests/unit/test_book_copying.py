@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import numpy as np
 import psycopg
@@ -88,11 +88,17 @@ def expected(values: Values) -> Values:
     ]
 
 
-def copied(connection: psycopg.Connection[Any], columns: Sequence[Column], order: Any = None) -> Values:
+def copied(
+    connection: psycopg.Connection[Any],
+    columns: Sequence[Column],
+    order: Any = None,
+    *,
+    names: LiteralString = "place, small, number, amount, happened, late, name, order_id, code, position",
+) -> Values:
     """Return what PostgreSQL makes of the rows, in the order in which they were written."""
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE copied")
-        with cursor.copy(sql.SQL("COPY copied FROM STDIN (FORMAT BINARY)")) as copy:
+        with cursor.copy(sql.SQL("COPY copied ({}) FROM STDIN (FORMAT BINARY)").format(sql.SQL(names))) as copy:
             copy.write(copying.HEADER)
             for piece in copying.rows_of(columns, order):
                 copy.write(piece)
@@ -129,6 +135,48 @@ def test_a_column_may_be_null_where_it_is_not_wanted(connection: psycopg.Connect
     columns[6] = columns[6].where(wanted)
     kept = [row[6] if kept else None for row, kept in zip(expected(values), wanted.tolist(), strict=True)]
     assert [row[6] for row in copied(connection, numbered(columns))] == kept
+
+
+@given(rows, rows, st.randoms(use_true_random=False))
+def test_columns_that_are_put_together_come_out_as_they_would_alone(
+    connection: psycopg.Connection[Any], one: Values, other: Values, random: Any
+) -> None:
+    def together(values: Values) -> list[Column]:
+        small, number, amount, day, late, name, order_id, code, position = columns_of(values)
+        return [
+            copying.together([small, number]),
+            amount,
+            copying.together([day, late]),
+            name,
+            order_id,
+            code,
+            position,
+        ]
+
+    columns = [copying.joined(parts) for parts in zip(together(one), together(other), strict=True)]
+    both = expected(one + other)
+    order = random.sample(range(len(both)), random.randint(0, len(both)))
+    assert copied(connection, numbered(columns), np.array(order, np.intp)) == [both[place] for place in order]
+
+
+@given(st.lists(st.tuples(*[st.integers(0, len(CODES) - 1)] * 3), max_size=30), st.sampled_from([2**63 - 1, 20]))
+def test_codes_that_are_put_together_come_out_as_they_would_alone(
+    connection: psycopg.Connection[Any], chosen: list[tuple[int, int, int]], largest: int
+) -> None:
+    parts = [(np.array(codes, np.int64), CODES) for codes in (list(zip(*chosen, strict=True)) or [()] * 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copying, "LARGEST_CODE", largest)
+        column = copying.coded_together(parts)
+    decoded = [None if code is None else code.decode() for code in CODES]
+    rows = copied(connection, [column], names="name, order_id, code")
+    assert [(row[5], row[6], row[7]) for row in rows] == [tuple(decoded[code] for code in codes) for codes in chosen]
+
+
+@given(st.lists(st.none() | st.binary(max_size=300), max_size=20))
+def test_values_of_any_length_and_nulls(values: list[bytes | None]) -> None:
+    rows = b"".join(bytes(piece) for piece in copying.rows_of([copying.pieces(values)]))
+    lengths = [(-1).to_bytes(4, signed=True) if value is None else len(value).to_bytes(4) for value in values]
+    assert rows == b"".join(b"\0\1" + length + (value or b"") for length, value in zip(lengths, values, strict=True))
 
 
 @given(st.lists(texts, max_size=20))
