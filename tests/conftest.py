@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
 import psycopg
 import pytest
@@ -47,8 +47,6 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 # Where hypothesis takes the machine for one of continuous integration it has chosen a profile of its own by now.
 settings.load_profile("default")
 
-
-FAULTS: Final = Path(__file__).parent / "faults"
 
 _database_numbers = itertools.count(1)
 
@@ -160,10 +158,10 @@ def server_factory() -> Iterator[ServerFactory]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by the servers that its fixtures name, so that ``-m "not redis7"`` finds them.
 
-    Of a fault test that runs on both servers one run is slow.
+    Of a test that runs on both servers one run is slow, unless it says that it needs ``both_servers``.
     """
     for item in items:
-        if FAULTS in item.path.parents and _is_left_to_the_other_server(item):
+        if item.get_closest_marker("both_servers") is None and _is_left_to_the_other_server(item):
             item.add_marker("slow")
         for kind in SERVER_KINDS:
             if kind in getattr(item, "fixturenames", ()):

@@ -22,6 +22,7 @@ from bench.restart import RestartSettings, measure_restart
 from bench.workload import CHUNK_EVENTS
 
 
+@pytest.mark.slow
 def test_latency_of_worker_and_floor(tmp_path: Path) -> None:
     settings = LatencySettings(
         rate_per_s=CHUNK_EVENTS, seconds=1, runs=1, members=1_000, directory=tmp_path, variants=("quiet",)
@@ -103,6 +104,7 @@ def test_a_ledger_is_booked_and_settled() -> None:
     assert "of bare copy | of plain" in " ".join(summary(measured).split())
 
 
+@pytest.mark.slow
 def test_a_day_is_settled_and_expired_beside_others() -> None:
     settings = JobsSettings(members=12_000, runs=1, alone_s=0.5, beside_events=CHUNK_EVENTS)
     measured = measure_jobs(settings, lambda _: None)

@@ -438,6 +438,8 @@ def test_closing_while_threads_send_leaves_no_event_between(server: Server) -> N
 def test_a_program_that_ends_without_closing_has_sent_everything(server: Server) -> None:
     program = f"""
 from accrual.client import Options, Producer
+
+pytestmark = pytest.mark.both_servers
 producer = Producer({server.url!r}, "p", Options(linger_ms=1000))
 for number in range(1000):
     producer.send({{"id": str(number), "kind": "checkin", "member": "m", "ts": 1}})

@@ -34,6 +34,8 @@ from accrual.stream.server import with_fields_in_order
 from servers import Server, ServerFactory, ServerKind
 from workers import RULEBOOK, SECRET
 
+pytestmark = pytest.mark.both_servers
+
 T = TypeVar("T")
 
 KEYS = Keys("p")

@@ -17,6 +17,8 @@ from accrual.errors import StreamError, UsageError
 from servers import Server, ServerFactory, ServerKind, binary_of
 from workers import wait_until
 
+pytestmark = pytest.mark.both_servers
+
 ORPHAN = """
 import sys, time
 from pathlib import Path

@@ -16,6 +16,8 @@ from accrual.stream import Keys
 from ledgers import EXAMPLE_RULEBOOK, edited, example_ledger, place_after
 from servers import Server
 
+pytestmark = pytest.mark.both_servers
+
 KEYS = Keys("test")
 LEDGER = example_ledger()
 RECORD, ENTRIES, NONE = LEDGER
