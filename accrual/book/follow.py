@@ -68,6 +68,7 @@ class Follower:
         group = self._ahead.result() if self._ahead else self._group_after(self.book.link)
         self._ahead = None
         if group is None:
+            self.book.flush()
             self._tell_pace(is_waiting=True)
             return False
         # The next group is made ready while the database is busy with this one.
@@ -121,6 +122,8 @@ class Follower:
 def follow(followers: Sequence[Follower], stopping: threading.Event, *, drain: bool) -> None:
     """Post until ``stopping`` is set; with ``drain``, until every ledger's end as found at the start is posted.
 
+    At the end, and whenever there is nothing to do, all that was posted is on the database's disk.
+
     Raises what the server and the database raise: whoever calls decides what to try again.
     """
     ends = {follower: follower.end() for follower in followers}
@@ -128,12 +131,14 @@ def follow(followers: Sequence[Follower], stopping: threading.Event, *, drain: b
     while not stopping.is_set():
         waiting = [follower for follower in followers if not drain or follower.book.link.batch < ends[follower]]
         if not waiting:
-            return
+            break
         # One group of each in turn, so that no partition waits for another to catch up.
         steps = [follower.step() for follower in waiting]
         if not any(steps):
             _refuse_shorter(waiting, ends if drain else {})
             stopping.wait(POLL_S)
+    for follower in followers:
+        follower.book.flush()
 
 
 def _refuse_shorter(followers: Sequence[Follower], ends: dict[Follower, int]) -> None:

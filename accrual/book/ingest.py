@@ -44,6 +44,10 @@ CREATE_CLAIMS: Final = (
 CREATE_RAISED: Final = """
     CREATE TEMP TABLE IF NOT EXISTS raised (member text COLLATE "C", pending bigint, held bigint) ON COMMIT DELETE ROWS
 """
+# What a crash of the database takes of the last moments is read from the ledger again, from the position that it has
+# left. Whatever a job makes of it comes to the disk behind it.
+NEED_NOT_WAIT: Final = "SET LOCAL synchronous_commit = off"
+
 # One member after the other by the primary key, whose rows are locked in that order.
 PLAN_RAISE: Final = "SELECT set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
 RAISE: Final = """
@@ -72,10 +76,11 @@ class Book:
         self.partition = partition
         self.partition_id, self.link = position_of(connection, partition)
         self._known_days: set[int] = set()
+        self._is_on_disk = True
         self._freezing_limits: dict[int, frozenset[str]] = {}
 
     def post(self, group: Group) -> None:
-        """Post batches that were verified, the first continuing ``link``.
+        """Post batches that were verified, the first continuing ``link``. ``flush`` brings them to the disk.
 
         Raises ``BookError`` where another ingester of this partition was faster.
         """
@@ -84,9 +89,20 @@ class Book:
             self._known_days.add(day)
         retried(lambda: self._post(group))
         self.link = group.links[-1]
+        self._is_on_disk = False
+
+    def flush(self) -> None:
+        """Wait until all that was posted is on the database's disk: ``post`` does not."""
+        if not self._is_on_disk:
+            # A commit that waits for its own, behind all the others.
+            self.connection.execute(
+                "UPDATE book.partitions SET batch = batch WHERE partition_id = %s", (self.partition_id,)
+            )
+            self._is_on_disk = True
 
     def _post(self, group: Group) -> None:
         with self.connection.transaction(), self.connection.cursor() as cursor:
+            cursor.execute(NEED_NOT_WAIT)
             self._lock_position(cursor)
             self._record_rulebooks(cursor, group.batches)
             taken = self._claim(cursor, group)

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from accrual.book import connect, durability, follow
+from accrual.book import connect, durability, follow, open_book
 from accrual.book.durability import FLUSH_S, Durability
 from accrual.book.follow import Follower
+from accrual.embedded import EmbeddedDatabase
 from accrual.errors import UnsafeServer
-from books import BOOK_RULEBOOK, Partition, balance, order
-from servers import ServerFactory, ServerKind
+from books import BOOK_RULEBOOK, Partition, balance, ingest, order
+from servers import Server, ServerFactory, ServerKind
 from workers import command, wait_until
 
 NO_FILE = "the server has appendonly off"
@@ -192,3 +193,23 @@ def test_a_ledger_that_is_not_safe_yet_is_waited_for_and_that_is_said(
         assert balance(connection, "m1") == (20, 0, 0)
         assert not follower.step()
         assert len(caplog.messages) == 1
+
+
+# What an otherwise idle database writes of itself is less.
+OF_A_BATCH_BYTES = 500
+
+
+def test_what_is_drained_is_on_the_disk_of_the_database(
+    valkey: Server, database_factory: Callable[..., EmbeddedDatabase]
+) -> None:
+    partition = Partition(valkey.client())
+    database = database_factory({"wal_writer_delay": "10s"})
+    with open_book(database.url) as connection:
+        for number in range(3):
+            partition.send(order(number))
+            ingest(connection, partition)
+            (unwritten,) = connection.execute(
+                "SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"
+            ).fetchone() or (None,)
+            assert unwritten is not None
+            assert unwritten < OF_A_BATCH_BYTES

@@ -27,7 +27,7 @@ FACTS = {
     "actions": "by",
     "postings": "points",
 }
-WAITING_FOR_US = "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+WAITING_FOR_US = "SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
 DAY = day_number(date(2026, 11, 10))
 
 
