@@ -27,6 +27,8 @@ from accrual.errors import DeliveryError, InvalidEvent, UsageError
 from accrual.events import Event, decode_compact, encode_compact, split_batch
 from servers import Server, ServerFactory
 
+pytestmark = pytest.mark.both_servers
+
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
 KEY = "accrual:{p}:events"
 QUICK: dict[str, Any] = {"backoff_ms": 10, "backoff_limit_ms": 50, "linger_ms": 1}
@@ -438,8 +440,6 @@ def test_closing_while_threads_send_leaves_no_event_between(server: Server) -> N
 def test_a_program_that_ends_without_closing_has_sent_everything(server: Server) -> None:
     program = f"""
 from accrual.client import Options, Producer
-
-pytestmark = pytest.mark.both_servers
 producer = Producer({server.url!r}, "p", Options(linger_ms=1000))
 for number in range(1000):
     producer.send({{"id": str(number), "kind": "checkin", "member": "m", "ts": 1}})
