@@ -38,17 +38,14 @@ TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {
     "origin": ("rulebook", "item", "ts_ms"),
     "result": ("frozen", "base", "uncapped", "points"),
     "reason": ("kind", "outcome", "cause", "campaigns", "evidence", "masked"),
-    "deferral": ("kind", "cause"),
 }
-ENTRY_PARTS: Final = (
-    *("day", "place", "origin", "stream_id", "event", "member", "amount_fen", "order_id", "device", "ip", "phone"),
-    *("result", "reason"),
+EVENT_PARTS: Final = (
+    *("day", "place", "origin", "stream_id", "event", "member"),
+    *("amount_fen", "order_id", "device", "ip", "phone"),
 )
-DEFERRED_PARTS: Final = (
-    *("day", "place", "origin", "stream_id", "event", "member", "amount_fen", "order_id", "device", "ip", "phone"),
-    *("deferral", "payload"),
-)
-WAITING_PARTS: Final = ("place", "waits_for")
+ENTRY_PARTS: Final = (*EVENT_PARTS, "result", "reason")
+DEFERRED_PARTS: Final = (*EVENT_PARTS, "kind", "cause", "payload")
+WAITING_PARTS: Final = ("place", "cause")
 IDENTITY_PARTS: Final = ("event", "paid_order", "payer", "day", "place")
 
 
@@ -60,7 +57,7 @@ def _names(parts: Sequence[str]) -> tuple[str, ...]:
 ENTRY_COLUMNS: Final = _names(ENTRY_PARTS)
 DEFERRED_COLUMNS: Final = _names(DEFERRED_PARTS)
 IDENTITY_COLUMNS: Final = _names(IDENTITY_PARTS)
-WAITING_COLUMNS: Final = ("partition_id", "seq", "cause")
+WAITING_COLUMNS: Final = _names(WAITING_PARTS)
 BALANCE_COLUMNS: Final = ("member", "pending", "held")
 
 _json = msgspec.json.Encoder()
@@ -196,8 +193,8 @@ def _columns(batch: EntriesBatch, partition_id: int) -> dict[str, Column]:
         **{name: copying.integers(integers(name), 8, integers(name) == 0) for name in MASKED},
         "result": copying.together(result),
         "reason": copying.coded_together(reason),
-        "deferral": copying.coded_together([kind, cause]),
-        "waits_for": copying.coded(*cause),
+        "kind": copying.coded(*kind),
+        "cause": copying.coded(*cause),
     }
 
 
