@@ -6,7 +6,7 @@ there. The late events of the slow path, and the people who look at frozen accou
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,9 +17,9 @@ import redis
 
 from accrual.book.database import merge
 from accrual.book.texts import stored
-from accrual.engine.batch import items_of_entry
+from accrual.engine.batch import Item, items_of_entry
 from accrual.errors import InvalidEvent
-from accrual.events import CONTROL_KINDS, Event, StreamEntry
+from accrual.events import CONTROL_KINDS, StreamEntry
 from accrual.ledger import EntriesBatch
 from accrual.outcomes import OUTCOMES
 from accrual.stream import Keys, stream_id_text
@@ -31,6 +31,9 @@ HELD: Final = OUTCOMES.index("held")
 
 # What an event of each kind makes of the state; an update leaves it.
 STATES: Final = {"member_frozen": "frozen", "member_released": "active", "member_blocked": "blocked"}
+
+# So many stream entries are asked for at once, each of which may have a thousand events.
+ENTRIES_AT_ONCE: Final = 64
 
 # One change each of some members.
 CHANGE: Final = """
@@ -76,26 +79,43 @@ class MemberChange(msgspec.Struct, frozen=True):
 
 
 def control_events(client: redis.Redis, keys: Keys, batches: Iterable[EntriesBatch]) -> dict[int, ControlEvent]:
-    """Read the control events of the applied entries of ``batches`` from the events stream, by seq."""
-    wanted: list[tuple[int, str, int]] = []
+    """Read the control events of the applied entries of ``batches`` from the events stream, by seq.
+
+    However many of them a stream entry has, it is read once.
+    """
+    wanted: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for batch in batches:
         for row in np.flatnonzero(batch.integers("outcome") == APPLIED).tolist():
             stream_id = stream_id_text((int(batch.integers("at")[row]), int(batch.integers("at_seq")[row])))
-            wanted.append((batch.header.first_seq + row, stream_id, int(batch.integers("index")[row])))
-    with client.pipeline(transaction=False) as pipeline:
-        for _, stream_id, _ in wanted:
-            pipeline.xrange(keys.events, stream_id, stream_id)
-        replies: list[Any] = pipeline.execute()
-    return {seq: _control_event(reply, index) for (seq, _, index), reply in zip(wanted, replies, strict=True)}
+            wanted[stream_id][batch.header.first_seq + row] = int(batch.integers("index")[row])
+    found: dict[int, ControlEvent] = {}
+    stream_ids = list(wanted)
+    for start in range(0, len(stream_ids), ENTRIES_AT_ONCE):
+        chosen = stream_ids[start : start + ENTRIES_AT_ONCE]
+        with client.pipeline(transaction=False) as pipeline:
+            for stream_id in chosen:
+                pipeline.xrange(keys.events, stream_id, stream_id)
+            replies: list[Any] = pipeline.execute()
+        for stream_id, reply in zip(chosen, replies, strict=True):
+            items = _items(reply)
+            found |= {seq: _control_event(items, index) for seq, index in wanted[stream_id].items()}
+    return found
 
 
-def _control_event(reply: list[tuple[bytes, dict[bytes, bytes]]], index: int) -> ControlEvent:
+def _items(reply: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Item]:
+    """Return the events of the stream entry that ``reply`` has; none where it is gone."""
     if not reply:
-        return ControlEvent(known=False)
+        return []
     ms, seq = reply[0][0].split(b"-")
     try:
-        items = items_of_entry(StreamEntry(int(ms), int(seq), tuple(reply[0][1].items())))
-        event: Event = items[index].event()
+        return items_of_entry(StreamEntry(int(ms), int(seq), tuple(reply[0][1].items())))
+    except InvalidEvent:
+        return []
+
+
+def _control_event(items: Sequence[Item], index: int) -> ControlEvent:
+    try:
+        event = items[index].event()
     except (InvalidEvent, IndexError):
         # The stream no longer has what was decided; the audit compares them.
         return ControlEvent(known=False)

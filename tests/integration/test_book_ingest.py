@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from datetime import date
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
@@ -113,6 +115,28 @@ def test_what_is_noted_beside_entries(valkey: Server, book: str) -> None:
         ingest(connection, one)
         days[2:] = [("2026-11-11", 1, 5), days[3], ("2026-11-12", 1, 6)]
         assert connection.execute(query).fetchall() == days
+
+
+def test_a_stream_entry_of_many_control_events_is_read_once(valkey: Server, book: str, tmp_path: Path) -> None:
+    rulebook = tmp_path / "rulebook.toml"
+    rulebook.write_text(BOOK_RULEBOOK, encoding="utf-8")
+    client = valkey.client()
+    update = {"kind": "member_updated", "ts": at(), "tier": "gold"}
+    for page in range(3):
+        numbers = range(page * 100, page * 100 + 100)
+        events = [msgspec.Raw(compact(update | {"id": f"u{number}", "member": f"m{number}"})) for number in numbers]
+        fill(client, "p", [(f"{at()}-{page}", {"b": msgspec.msgpack.encode(events)})])
+    with WorkerProcess(valkey.url, "p", rulebook, "--drain") as worker:
+        assert worker.wait() == 0, worker.log
+    client.config_resetstat()
+    with connect(book) as connection:
+        with Follower(connection, client, "p") as follower:
+            follow([follower], threading.Event(), drain=True)
+        rows = connection.execute("SELECT tier, incomplete, count(*) FROM book.members GROUP BY 1, 2").fetchall()
+        assert rows == [("gold", False, 300)]
+    said: Any = client.info("commandstats")
+    # And some of the ledger.
+    assert said["cmdstat_xrange"]["calls"] < 20
 
 
 def test_two_ingesters_of_one_partition_post_once(valkey: Server, book: str) -> None:
