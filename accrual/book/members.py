@@ -31,6 +31,8 @@ HELD: Final = OUTCOMES.index("held")
 
 # What an event of each kind makes of the state; an update leaves it.
 STATES: Final = {"member_frozen": "frozen", "member_released": "active", "member_blocked": "blocked"}
+# Only these change attributes; whatever else an event has says nothing.
+TELLING_KINDS: Final = ("member_updated", "member_released")
 
 # So many stream entries are asked for at once, each of which may have a thousand events.
 ENTRIES_AT_ONCE: Final = 64
@@ -60,7 +62,7 @@ CHANGE: Final = """
 
 
 class ControlEvent(msgspec.Struct, frozen=True):
-    """The attributes of a control event; ``known`` is false where it had left the stream."""
+    """The attributes that a control event changes; ``known`` is false where it had left the stream."""
 
     tier: str = ""
     card_until_ms: int | None = None
@@ -79,13 +81,14 @@ class MemberChange(msgspec.Struct, frozen=True):
 
 
 def control_events(client: redis.Redis, keys: Keys, batches: Iterable[EntriesBatch]) -> dict[int, ControlEvent]:
-    """Read the control events of the applied entries of ``batches`` from the events stream, by seq.
+    """Read the control events of ``batches`` that change attributes from the events stream, by seq.
 
     However many of them a stream entry has, it is read once.
     """
     wanted: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for batch in batches:
-        for row in np.flatnonzero(batch.integers("outcome") == APPLIED).tolist():
+        tells = np.array([kind in TELLING_KINDS for kind in batch.kinds])[batch.integers("kind")]
+        for row in np.flatnonzero((batch.integers("outcome") == APPLIED) & tells).tolist():
             stream_id = stream_id_text((int(batch.integers("at")[row]), int(batch.integers("at_seq")[row])))
             wanted[stream_id][batch.header.first_seq + row] = int(batch.integers("index")[row])
     found: dict[int, ControlEvent] = {}
@@ -119,7 +122,9 @@ def _control_event(items: Sequence[Item], index: int) -> ControlEvent:
     except (InvalidEvent, IndexError):
         # The stream no longer has what was decided; the audit compares them.
         return ControlEvent(known=False)
-    return ControlEvent(event.tier, event.card_until, event.immune_until)
+    if event.kind == "member_updated":
+        return ControlEvent(tier=event.tier, card_until_ms=event.card_until)
+    return ControlEvent(immune_until_ms=event.immune_until)
 
 
 def member_changes(
@@ -133,7 +138,7 @@ def member_changes(
     for row, member in zip(rows, _members_at(batch, rows), strict=True):
         kind = batch.kinds[int(batch.integers("kind")[row])]
         if int(outcome[row]) == APPLIED and kind in CONTROL_KINDS:
-            control = controls.get(batch.header.first_seq + row, ControlEvent(known=False))
+            control = controls.get(batch.header.first_seq + row, ControlEvent(known=kind not in TELLING_KINDS))
             yield MemberChange(member, STATES.get(kind), control, sets_immunity=kind == "member_released")
         elif int(outcome[row]) == HELD:
             # A freeze that tripped and an entry that is held: the member was not immune, or had been frozen before.

@@ -117,6 +117,23 @@ def test_what_is_noted_beside_entries(valkey: Server, book: str) -> None:
         assert connection.execute(query).fetchall() == days
 
 
+def test_a_control_event_changes_what_its_kind_does(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    said = {"ts": at(), "tier": "gold", "card_until": at(8), "immune_until": at(9)}
+    kinds = ("member_updated", "member_frozen", "member_released", "member_blocked")
+    partition.send(*({"id": kind, "kind": kind, "member": kind} | said for kind in kinds))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        columns = "member, state, tier, card_until_ms, immune_until_ms"
+        assert connection.execute(f"SELECT {columns} FROM book.members ORDER BY member").fetchall() == [
+            ("member_blocked", "blocked", None, None, None),
+            ("member_frozen", "frozen", None, None, None),
+            ("member_released", "active", None, None, at(9)),
+            ("member_updated", "active", "gold", at(8), None),
+        ]
+        assert not list(found(valkey, connection))
+
+
 def test_a_stream_entry_of_many_control_events_is_read_once(valkey: Server, book: str, tmp_path: Path) -> None:
     rulebook = tmp_path / "rulebook.toml"
     rulebook.write_text(BOOK_RULEBOOK, encoding="utf-8")
