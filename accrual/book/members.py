@@ -6,7 +6,7 @@ there. The late events of the slow path, and the people who look at frozen accou
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -157,17 +157,26 @@ def _members_at(batch: EntriesBatch, rows: Sequence[int]) -> list[str]:
     return [data[ends[row] - lengths[row] : ends[row]].decode() for row in rows]
 
 
+def _stronger(freeze: MemberChange, other: MemberChange) -> MemberChange:
+    """Return that of two freezes which freezes where either would: one that heeds no immunity, else the later one."""
+    if freeze.unless_immune_at_ms is None or other.unless_immune_at_ms is None:
+        return freeze if freeze.unless_immune_at_ms is None else other
+    return max(freeze, other, key=lambda change: change.unless_immune_at_ms or 0)
+
+
 def note_members(cursor: psycopg.Cursor[Any], partition_id: int, number: int, changes: Iterable[MemberChange]) -> None:
     """Write ``changes``, those of each member in order."""
-    rounds: list[list[MemberChange]] = []
-    seen: Counter[str] = Counter()
+    of_members: defaultdict[str, list[MemberChange]] = defaultdict(list)
     for change in changes:
-        if seen[change.member] == len(rounds):
-            rounds.append([])
-        rounds[seen[change.member]].append(change)
-        seen[change.member] += 1
-    for chosen in rounds:
-        chosen.sort(key=lambda change: change.member)
+        of_member = of_members[change.member]
+        if of_member and of_member[-1].state == change.state == "frozen":
+            # Whoever goes on tripping limits does so a thousand times; what freezes once more changes nothing.
+            of_member[-1] = _stronger(of_member[-1], change)
+        else:
+            of_member.append(change)
+    in_order = [of_members[member] for member in sorted(of_members)]
+    for place in range(max(map(len, in_order), default=0)):
+        chosen = [of_member[place] for of_member in in_order if place < len(of_member)]
         parameters = {
             "partition_id": partition_id,
             "number": number,

@@ -117,6 +117,36 @@ def test_what_is_noted_beside_entries(valkey: Server, book: str) -> None:
         assert connection.execute(query).fetchall() == days
 
 
+FROZEN_AND_REJECTED = (
+    BOOK_RULEBOOK
+    + """
+[[limit]]
+id = "device-most"
+key = "device"
+measure = "events"
+window = "day"
+max = 8
+action = "reject"
+"""
+)
+
+
+def test_who_goes_on_tripping_limits_is_frozen_once(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client(), rulebook=FROZEN_AND_REJECTED)
+    released = [
+        {"id": f"r{member}", "kind": "member_released", "member": member, "ts": at(), "immune_until": at(0, minutes)}
+        for member, minutes in (("m2", 300), ("m3", 400))
+    ]
+    partition.send(*released, *(order(number, f"m{number % 4}", device="d") for number in range(1, 400)))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        states = connection.execute("SELECT member, state FROM book.members ORDER BY member").fetchall()
+        assert states == [("m0", "frozen"), ("m1", "frozen"), ("m2", "frozen"), ("m3", "active")]
+        assert not list(found(valkey, connection))
+        # A row that is written again leaves the one that was there behind.
+        assert connection.execute("SELECT pg_relation_size('book.members')").fetchone() == (8192,)
+
+
 def test_a_control_event_changes_what_its_kind_does(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     said = {"ts": at(), "tier": "gold", "card_until": at(8), "immune_until": at(9)}
