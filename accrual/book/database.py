@@ -26,6 +26,13 @@ LOCK: Final = 0x6163_6372  # "accr": while one process migrates, others wait.
 ATTEMPTS: Final = 8
 FIRST_PAUSE_S: Final = 0.02
 
+# Texts are copied in as UTF-8, dates are compared as texts, and who waits for a lock means to see what was done under
+# it: none of these is for the server's configuration or the environment to say.
+ENCODING: Final = "UTF8"
+SETTINGS: Final = """
+    SET timezone = 'UTC'; SET datestyle = 'ISO'; SET default_transaction_isolation = 'read committed'
+"""
+
 # Two transactions met: one of them is told so and only has to come again.
 PASSING: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
 
@@ -33,22 +40,28 @@ PASSING: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationF
 def connect(url: str) -> Connection:
     """Return a connection to the database at ``url``, a transaction of its own for every statement outside a block.
 
-    Raises ``UsageError`` for a URL that cannot be understood, ``BookError`` where the database does not let us in or is
-    older than PostgreSQL 15.
+    Raises ``UsageError`` for a URL that cannot be understood, ``BookError`` where the database does not let us in, is
+    older than PostgreSQL 15, or has another encoding than UTF-8.
     """
     try:
         psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
         raise UsageError(f"--database: {_words(error)}") from None
     try:
-        connection = psycopg.connect(url, autocommit=True, application_name="accrual", connect_timeout=10)
+        connection = psycopg.connect(
+            url, autocommit=True, application_name="accrual", connect_timeout=10, client_encoding=ENCODING
+        )
     except psycopg.OperationalError as error:
         raise BookError(f"the database: {_words(error)}") from error
     if connection.info.server_version < OLDEST_VERSION:
         found = connection.info.server_version // 10000
         connection.close()
         raise BookError(f"the database is PostgreSQL {found}, and the book needs 15 or newer")
-    connection.execute("SET timezone = 'UTC'")
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != ENCODING:
+        connection.close()
+        raise BookError(f"the database has the encoding {encoding}, and the book needs {ENCODING}")
+    connection.execute(SETTINGS)
     return connection
 
 

@@ -72,6 +72,36 @@ def test_texts_that_the_database_cannot_keep(valkey: Server, book: str) -> None:
         assert rows == [(10,)] * len(strange)
 
 
+def test_what_the_server_is_configured_to_does_not_matter(
+    valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(book, autocommit=True) as connection:
+        for setting in ("datestyle = 'German'", "default_transaction_isolation = 'repeatable read'"):
+            connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting}")
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    partition = Partition(valkey.client())
+    partition.send(order(1, "会员"), order(2, "会员", device="d"))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        settle(connection, partition.rulebook, DAY)
+        assert balance(connection, "会员") == (0, 20, 0)
+        assert [line["day"] for line in statement(connection, "会员")] == ["2026-11-10"] * 3
+        assert not list(found(valkey, connection))
+        with connection.transaction():
+            assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+
+
+def test_a_database_that_cannot_keep_every_text_is_refused(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        name = f"{connection.info.dbname}_latin"
+        connection.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0")
+        try:
+            with pytest.raises(BookError, match="the encoding LATIN1, and the book needs UTF8"):
+                connect(database.replace(connection.info.dbname, name))
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 def test_an_id_that_is_already_booked_moves_nothing(valkey: Server, book: str) -> None:
     one, other = Partition(valkey.client(), "one"), Partition(valkey.client(), "other")
     one.send(order(1), order(2))
