@@ -114,7 +114,7 @@ class Book:
             copy_rows(cursor, "book.entries", ENTRY_COLUMNS, group.entries)
             copy_rows(cursor, "book.deferred", DEFERRED_COLUMNS, group.deferred)
             copy_rows(cursor, "book.waiting", WAITING_COLUMNS, group.waiting)
-            self._note_members(cursor, group, number)
+            self._note_members(cursor, group, number, taken)
             note_days(cursor, [BookedDay(day, self.partition_id, seq) for day, seq in group.days.items()])
             self._record(cursor, group)
 
@@ -174,12 +174,12 @@ class Book:
         cursor.execute(PLAN_RAISE)
         merge(cursor, RAISE)
 
-    def _note_members(self, cursor: psycopg.Cursor[Any], group: Group, number: int) -> None:
+    def _note_members(self, cursor: psycopg.Cursor[Any], group: Group, number: int, taken: set[int]) -> None:
         changes = [
             change
             for batch in group.batches
             if isinstance(batch, EntriesBatch)
-            for change in member_changes(batch, self._freezing(cursor, batch), group.controls)
+            for change in member_changes(batch, self._freezing(cursor, batch), group.controls, taken)
         ]
         note_members(cursor, self.partition_id, number, changes)
 

@@ -7,7 +7,7 @@ there. The late events of the slow path, and the people who look at frozen accou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -128,18 +128,24 @@ def _control_event(items: Sequence[Item], index: int) -> ControlEvent:
 
 
 def member_changes(
-    batch: EntriesBatch, freezing: frozenset[str], controls: Mapping[int, ControlEvent]
+    batch: EntriesBatch, freezing: frozenset[str], controls: Mapping[int, ControlEvent], without: Collection[int]
 ) -> Iterator[MemberChange]:
-    """Yield what the entries of ``batch`` change, in order; ``freezing`` are the limits whose action is to freeze."""
+    """Yield what the entries of ``batch`` change, in order; ``freezing`` are the limits whose action is to freeze.
+
+    Those whose seqs are in ``without`` are not booked: they change no state, which is made anew from what is.
+    """
     outcome, tripped = batch.integers("outcome"), batch.integers("tripped")
     mask = sum(1 << number for number, limit in enumerate(batch.limits) if limit in freezing)
     freezes = (tripped & np.uint64(mask)) != 0
     rows = np.flatnonzero((outcome == APPLIED) | freezes).tolist()
     for row, member in zip(rows, _members_at(batch, rows), strict=True):
-        kind = batch.kinds[int(batch.integers("kind")[row])]
+        kind, seq = batch.kinds[int(batch.integers("kind")[row])], batch.header.first_seq + row
         if int(outcome[row]) == APPLIED and kind in CONTROL_KINDS:
-            control = controls.get(batch.header.first_seq + row, ControlEvent(known=kind not in TELLING_KINDS))
-            yield MemberChange(member, STATES.get(kind), control, sets_immunity=kind == "member_released")
+            control = controls.get(seq, ControlEvent(known=kind not in TELLING_KINDS))
+            state = None if seq in without else STATES.get(kind)
+            yield MemberChange(member, state, control, sets_immunity=kind == "member_released")
+        elif seq in without:
+            continue
         elif int(outcome[row]) == HELD:
             # A freeze that tripped and an entry that is held: the member was not immune, or had been frozen before.
             yield MemberChange(member, "frozen", ControlEvent())

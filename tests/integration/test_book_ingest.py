@@ -11,6 +11,8 @@ import msgspec
 import psycopg
 import pytest
 
+from accrual.audit.members import check_members
+from accrual.audit.recorded import recorded_rulebooks
 from accrual.book import connect, held, rebuild, settle, slow, statement
 from accrual.book.follow import Follower, follow
 from accrual.errors import BookError
@@ -112,6 +114,22 @@ def test_an_id_that_is_already_booked_moves_nothing(valkey: Server, book: str) -
         assert balance(connection, "m1") == (30, 0, 0)
         rows = connection.execute("SELECT kind, event, data FROM book.exceptions").fetchall()
         assert rows == [("id_taken", "e2", {"partition": "one", "seq": 2})]
+
+
+def test_what_is_not_booked_changes_no_state(valkey: Server, book: str) -> None:
+    one, other = Partition(valkey.client(), "one"), Partition(valkey.client(), "other")
+    kinds = ("member_frozen", "member_blocked", "member_updated")
+    for partition, members in ((one, "ab"), (other, "cd")):
+        said = {"ts": at(), "member": members[0], "tier": "gold"}
+        partition.send(*(said | {"id": kind, "kind": kind} for kind in kinds))
+        partition.send(*(order(number, members[1], device="d") for number in range(1, 8)))
+    with connect(book) as connection:
+        ingest(connection, one)
+        ingest(connection, other)
+        states = connection.execute("SELECT member, state, tier FROM book.members ORDER BY member").fetchall()
+        assert states == [("a", "blocked", "gold"), ("b", "frozen", None), ("c", "active", "gold")]
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(check_members(connection, recorded_rulebooks(connection)))
 
 
 def test_what_is_noted_beside_entries(valkey: Server, book: str) -> None:
