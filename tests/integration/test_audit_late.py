@@ -9,6 +9,7 @@ import pytest
 
 from accrual.audit.findings import Finding
 from accrual.audit.late import check_late
+from accrual.audit.sums import check_sums
 from accrual.book import connect, settle, slow
 from accrual.rulebook import Rulebook, day_number, parse
 from books import BOOK_RULEBOOK, Partition, at, ingest
@@ -175,6 +176,20 @@ def test_an_error_that_is_planted(written: tuple[str, Rulebook], planted: str, s
     findings = found(url, rulebook)
     assert {finding.seq for finding in findings} == seqs, [finding.line() for finding in findings]
     assert {finding.check for finding in findings} == {"late"}
+
+
+def test_a_late_entry_is_of_its_event_to_the_letter(written: tuple[str, Rulebook]) -> None:
+    numbers = ("ts_ms", "item", "amount_fen", "device", "ip", "phone")
+    with connect(written[0]) as connection:
+        assert not list(check_sums(connection, "deferred"))
+        for change in (
+            *(f"{name} = coalesce({name}, 0) + 1" for name in numbers),
+            *(f"{name} = 'other'" for name in ("event", "kind", "order_id", "stream_id")),
+        ):
+            with connection.transaction(force_rollback=True):
+                connection.execute(f"UPDATE book.entries SET {change} WHERE event = 'l2'")
+                details = [finding.detail for finding in check_sums(connection, "deferred")]
+                assert details == ["a late entry that no deferred event explains"], change
 
 
 def test_one_that_should_have_been_left_to_a_person(written: tuple[str, Rulebook]) -> None:

@@ -1,4 +1,4 @@
--- Every deferred event waits or was dealt with once, as it is written; every late entry has one.
+-- Every deferred event waits or was dealt with once, as it is written; every late entry is of one, to the letter.
 SELECT p.name, d.seq, d.member, d.day::text, NULL, to_jsonb(coalesce(r.result, 'nothing')),
     CASE WHEN r.seq IS NULL AND w.seq IS NULL THEN 'neither waits nor was dealt with'
         WHEN r.seq IS NOT NULL AND w.seq IS NOT NULL THEN 'was dealt with and still waits'
@@ -13,7 +13,10 @@ WHERE (r.seq IS NULL) = (w.seq IS NULL) OR coalesce(r.result = 'refund', false) 
 UNION ALL
 SELECT p.name, e.seq, e.member, e.day::text, NULL, to_jsonb(e.event), 'a late entry that no deferred event explains'
 FROM book.entries e JOIN book.partitions p USING (partition_id) LEFT JOIN book.deferred d USING (partition_id, seq)
-WHERE e.late AND (d.event, d.member, d.cause) IS DISTINCT FROM (e.event, e.member, 'late')
+WHERE e.late AND (d.cause, d.event, d.kind, d.member, d.day, d.ts_ms, d.stream_id, d.item, d.amount_fen, d.order_id,
+        d.device, d.ip, d.phone)
+    IS DISTINCT FROM ('late', e.event, e.kind, e.member, e.day, e.ts_ms, e.stream_id, e.item, e.amount_fen, e.order_id,
+        e.device, e.ip, e.phone)
 UNION ALL
 SELECT p.name, d.seq, d.member, d.day::text, NULL, to_jsonb(r.result), CASE r.result
     WHEN 'duplicate' THEN 'was a duplicate, and no other event has its id' ELSE 'was left to a person, who was not told' END
