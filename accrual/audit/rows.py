@@ -39,7 +39,7 @@ DEFERRED: Final = """
 NUMBER: Final = "SELECT number FROM book.batches WHERE (partition_id, batch) = (%s, %s)"
 
 TAKEN: Final = """
-    SELECT seq FROM book.exceptions
+    SELECT seq, event FROM book.exceptions
     WHERE kind = 'id_taken' AND partition_id = %(partition_id)s AND seq BETWEEN %(first)s AND %(last)s
 """
 
@@ -62,11 +62,11 @@ def compare_rows(
     for row in connection.execute(DEFERRED, about):
         booked[row[0]].append(_booked_deferred(row))
     (number,) = connection.execute(NUMBER, (partition_id, batch.batch)).fetchone() or (None,)
-    taken = {seq for (seq,) in connection.execute(TAKEN, about)}
+    taken = {(seq, shown(event)) for seq, event in connection.execute(TAKEN, about)}
     for seq, position, entry in rows:
         ledger = {"number": number, "rulebook": batch.header.rulebook} | _of_ledger(position, entry)
         of_seq = booked[seq]
-        if of_seq == [ledger] or (not of_seq and seq in taken):
+        if of_seq == [ledger] or (not of_seq and (seq, entry.event) in taken):
             continue
         found = next((one for one in of_seq if one != ledger), None)
         names = [name for name in ledger if found is None or found.get(name) != ledger[name]]

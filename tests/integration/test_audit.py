@@ -201,6 +201,7 @@ ERRORS = {
         "UPDATE book.actions SET details = '{\"day\": \"2027-11-01\"}' WHERE kind = 'expire'",
         {"expiry"},
     ),
+    "an expiry of no day": ("UPDATE book.actions SET details = '{}' WHERE kind = 'expire'", {"expiry"}),
     "a refund of more": (
         "UPDATE book.refunds SET amount_fen = 100000 WHERE seq = (SELECT min(seq) FROM book.refunds)",
         {"refunds"},

@@ -101,6 +101,11 @@ PLANTS = {
         "actions",
         "another member or day",
     ),
+    "UPDATE book.actions SET details = '{}' WHERE kind = 'settle'": ("actions", "another member or day"),
+    "UPDATE book.actions SET details = '{}' WHERE kind = 'confirm'": ("actions", "another member or day"),
+    "WITH gone AS (DELETE FROM book.entries WHERE event = 'e13' RETURNING partition_id, seq) "
+    "INSERT INTO book.exceptions (kind, partition_id, seq, event, detail) "
+    "SELECT 'id_taken', partition_id, seq, 'e1', '' FROM gone": (*("rows", "does not have the entry"),),
     "DELETE FROM book.settled_days": ("settlements", "the day is not among those that were"),
     "DELETE FROM book.postings WHERE kind = 'settle' AND member = 'm4'": ("settlements", "points of it are pending"),
     "INSERT INTO book.waiting SELECT partition_id, seq, cause, number FROM book.deferred WHERE event = 'r1'": (

@@ -17,5 +17,5 @@ UNION ALL
 SELECT NULL, NULL, o.member, o.day::text, coalesce(a.details -> 'member', a.details -> 'day'), to_jsonb(o.kind),
     'posting ' || o.number || ': of another member or day than its action names'
 FROM book.postings o JOIN book.actions a USING (action)
-WHERE a.kind IN ('release', 'confirm') AND a.details ->> 'member' <> o.member
-    OR a.kind = 'settle' AND a.details ->> 'day' <> o.day::text
+WHERE a.kind IN ('release', 'confirm') AND a.details ->> 'member' IS DISTINCT FROM o.member
+    OR a.kind = 'settle' AND a.details ->> 'day' IS DISTINCT FROM o.day::text

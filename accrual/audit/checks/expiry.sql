@@ -15,5 +15,5 @@ UNION ALL
 SELECT NULL, NULL, o.member, o.day::text, to_jsonb(l.expires_on), a.details -> 'day',
     'posting ' || o.number || ': expired before its time', o.number
 FROM book.postings o JOIN book.actions a USING (action) JOIN book.lots l ON (l.member, l.day) = (o.member, o.day)
-WHERE o.kind = 'expire' AND l.expires_on > (a.details ->> 'day')::date
+WHERE o.kind = 'expire' AND (l.expires_on <= (a.details ->> 'day')::date) IS NOT TRUE
     AND NOT EXISTS (SELECT FROM book.postings c WHERE c.corrects = o.number)
