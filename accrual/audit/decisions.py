@@ -20,6 +20,7 @@ from accrual.audit.findings import Finding
 from accrual.audit.rows import compare_rows, told
 from accrual.audit.standing import Standing, Unknown
 from accrual.book.database import Connection
+from accrual.book.texts import shown
 from accrual.engine import Batch, BatchHeader, Engine, ReferenceEngine, Secret, open_engine
 from accrual.errors import LedgerError, RulebookError
 from accrual.ledger import Chain, EntriesBatch, LedgerReader, Link, RulebookRecord, decode_header
@@ -284,7 +285,7 @@ class _Checking:
         booked = self._ledger.connection.execute(RECORD, (self._ledger.partition_id, record.batch)).fetchone()
         names = ("version", "name", "text", "zone_rules", "slack_days")
         ledger = {name: getattr(record, name) for name in names}
-        found = {} if booked is None else dict(zip(names, booked, strict=True))
+        found = {} if booked is None else dict(zip(names, booked, strict=True)) | {"name": shown(booked[1])}
         wrong = [name for name in names if found.get(name) != ledger[name]]
         if wrong:
             yield self._finding(

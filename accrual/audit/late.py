@@ -161,7 +161,7 @@ def _told(*booked: Any) -> dict[str, Any]:
     return told | {
         "cause": told["cause"] or "",
         "campaigns": tuple(shown(campaign) for campaign in told["campaigns"] or ()),
-        "evidence": tuple((item["limit"], item["observed"]) for item in evidence),
+        "evidence": tuple((shown(item["limit"]), item["observed"]) for item in evidence),
     }
 
 

@@ -94,7 +94,7 @@ def told(position: Position, entry: Entry) -> dict[str, Any]:
 
 def booked_evidence(evidence: Any) -> tuple[tuple[str, int], ...]:
     """Return the evidence of a row as an entry has it."""
-    return tuple((item["limit"], item["observed"]) for item in evidence or ())
+    return tuple((shown(item["limit"]), item["observed"]) for item in evidence or ())
 
 
 def _plain(value: Any) -> Any:

@@ -33,10 +33,17 @@ def exceptions(connection: Connection, *, closed_too: bool = False) -> Iterator[
         cursor.execute(QUERY, {"all": closed_too})
         for row in cursor:
             line = {name: shown(value) if name in TEXTS else value for name, value in zip(NAMES, row, strict=True)}
-            line["data"] = {
-                name: shown(value) if isinstance(value, str) else value for name, value in line["data"].items()
-            }
+            line["data"] = _shown(line["data"])
             yield {name: value for name, value in line.items() if value not in (None, {})}
+
+
+def _shown(value: Any) -> Any:
+    """Return a value of JSON with its texts as they were."""
+    if isinstance(value, dict):
+        return {name: _shown(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def close_exception(connection: Connection, number: int, *, by: str, reason: str, note: str = "") -> None:

@@ -72,6 +72,8 @@ def _entry(fields: Mapping[str, Any], rulebook: Rulebook | None) -> dict[str, An
     }
     del line["partition_id"]
     line["at"] = utc(line.pop("ts"))
+    if "evidence" in line:
+        line["evidence"] = [tripped | {"limit": shown(tripped["limit"])} for tripped in line["evidence"]]
     entry = BookedEntry(
         kind=line["kind"],
         event=line["event"],

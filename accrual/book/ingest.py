@@ -30,6 +30,7 @@ from accrual.book.rows import (
     Group,
     group_of,
 )
+from accrual.book.texts import stored
 from accrual.errors import BookError
 from accrual.ledger import EntriesBatch, Link, RulebookRecord
 from accrual.outcomes import Counts
@@ -136,7 +137,7 @@ class Book:
                     "INSERT INTO book.rulebooks (partition_id, batch, version, name, text, zone_rules, slack_days) "
                     "VALUES (%s, %s, %s, %s, %s, %s, %s)",
                     (
-                        *(self.partition_id, batch.batch, batch.version, batch.name),
+                        *(self.partition_id, batch.batch, batch.version, stored(batch.name)),
                         *(batch.text, batch.zone_rules, batch.slack_days),
                     ),
                 )

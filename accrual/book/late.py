@@ -210,7 +210,7 @@ def _key(deferred: Deferred, name: str) -> str:
 
 
 def _evidence(entry: Entry) -> list[dict[str, object]]:
-    return [{"limit": limit, "observed": observed} for limit, observed in entry.evidence]
+    return [{"limit": stored(limit), "observed": observed} for limit, observed in entry.evidence]
 
 
 # -------------------------------------------------------------------------------------- what the engine is told

@@ -262,7 +262,7 @@ def _note_freezing_limits(cursor: psycopg.Cursor[Any]) -> None:
     cursor.executemany(
         "INSERT INTO freezing_limits VALUES (%s, %s, %s)",
         [
-            (partition_id, version, limit.id)
+            (partition_id, version, stored(limit.id))
             for partition_id, version, text in cursor.fetchall()
             for limit in parse(text).limits
             if limit.action == "freeze"

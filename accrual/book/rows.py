@@ -212,7 +212,7 @@ def _evidence(batch: EntriesBatch) -> dict[int, object]:
     observed = iter(batch.integers("observed").tolist())
     return {
         row: [
-            {"limit": limit, "observed": next(observed)}
+            {"limit": stored(limit), "observed": next(observed)}
             for number, limit in enumerate(batch.limits)
             if int(tripped[row]) >> number & 1
         ]

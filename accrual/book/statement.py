@@ -140,7 +140,7 @@ def _entry(row: Mapping[str, Any]) -> BookedEntry:
         uncapped=row["uncapped"],
         points=row["entry_points"],
         campaigns=[shown(campaign) for campaign in row["campaigns"] or ()],
-        evidence=[(tripped["limit"], tripped["observed"]) for tripped in row["evidence"] or ()],
+        evidence=[(shown(tripped["limit"]), tripped["observed"]) for tripped in row["evidence"] or ()],
         order=row["order_id"],
         amount_fen=row["amount_fen"],
         arrived=utc(arrived_ms),

@@ -13,7 +13,7 @@ import pytest
 
 from accrual.audit.members import check_members
 from accrual.audit.recorded import recorded_rulebooks
-from accrual.book import connect, held, rebuild, settle, slow, statement
+from accrual.book import connect, exceptions, held, rebuild, settle, slow, statement
 from accrual.book.follow import Follower, follow
 from accrual.errors import BookError
 from accrual.rulebook import day_number
@@ -72,6 +72,29 @@ def test_texts_that_the_database_cannot_keep(valkey: Server, book: str) -> None:
         ingest(connection, partition)
         rows = connection.execute("SELECT pending FROM book.balances").fetchall()
         assert rows == [(10,)] * len(strange)
+
+
+def test_names_of_a_rulebook_that_the_database_cannot_keep(valkey: Server, book: str) -> None:
+    text = BOOK_RULEBOOK
+    for name in ("book-test", "member-cap", "device-orders"):
+        text = text.replace(f'"{name}"', rf'"{name}\u0000\\0"')
+    partition = Partition(valkey.client(), rulebook=text)
+    partition.send(*(order(number, device="d") for number in range(1, 7)), order(7, "m2", 200_000))
+    partition.send(order(8, "m3", device="d") | {"at": at(3)}, order(9, "m4", 200_000) | {"at": at(3)})
+    limit, cap = "device-orders\0\\0", "member-cap\0\\0"
+    with connect(book) as connection:
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        (frozen,) = held(connection)
+        assert frozen["entries"][0]["evidence"] == [{"limit": limit, "observed": 6}]
+        assert f"limit {limit}" in frozen["entries"][0]["words"]
+        (left,) = exceptions(connection)
+        assert left["data"] == {"evidence": [{"limit": limit, "observed": 7}]}
+        for member in ("m2", "m4"):
+            (line,) = statement(connection, member)
+            assert f"limit {cap}" in line["words"]
+        assert not list(rebuild(connection, dry_run=True))
+        assert not list(found(valkey, connection))
 
 
 def test_what_the_server_is_configured_to_does_not_matter(
