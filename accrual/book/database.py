@@ -33,6 +33,10 @@ SETTINGS: Final = """
     SET timezone = 'UTC'; SET datestyle = 'ISO'; SET default_transaction_isolation = 'read committed'
 """
 
+# Of a database whose machine has vanished nobody tells us. Unless the URL says otherwise, the system asks for a sign of
+# life after so many seconds of silence, so often, so many times, and waits so many ms for what was sent to arrive.
+ALIVE: Final = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+
 # Two transactions met: one of them is told so and only has to come again.
 PASSING: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
 
@@ -44,12 +48,12 @@ def connect(url: str) -> Connection:
     older than PostgreSQL 15, or has another encoding than UTF-8.
     """
     try:
-        psycopg.conninfo.conninfo_to_dict(url)
+        address = psycopg.conninfo.make_conninfo("", **(ALIVE | psycopg.conninfo.conninfo_to_dict(url)))
     except psycopg.ProgrammingError as error:
         raise UsageError(f"--database: {_words(error)}") from None
     try:
         connection = psycopg.connect(
-            url, autocommit=True, application_name="accrual", connect_timeout=10, client_encoding=ENCODING
+            address, autocommit=True, application_name="accrual", connect_timeout=10, client_encoding=ENCODING
         )
     except psycopg.OperationalError as error:
         raise BookError(f"the database: {_words(error)}") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 import threading
 from datetime import date
 from pathlib import Path
@@ -114,6 +117,16 @@ def test_what_the_server_is_configured_to_does_not_matter(
         assert not list(found(valkey, connection))
         with connection.transaction():
             assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+
+
+def test_a_database_that_vanishes_is_noticed(book: str) -> None:
+    # Its own address is that of a socket in a directory.
+    address = re.sub("host=[^&]*", "host=127.0.0.1", book)
+    for url, idle_s in ((address, 5), (f"{address}&keepalives_idle=77", 77)):
+        with connect(url) as connection, socket.socket(fileno=os.dup(connection.fileno())) as own:
+            assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle_s
+            assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
 
 
 def test_a_database_that_cannot_keep_every_text_is_refused(database: str) -> None:
