@@ -37,7 +37,7 @@ TELLING_KINDS: Final = ("member_updated", "member_released")
 # So many stream entries are asked for at once, each of which may have a thousand events.
 ENTRIES_AT_ONCE: Final = 64
 
-# One change each of some members.
+# One change each of some members. The number stays that of the state: by it is found what froze the member.
 CHANGE: Final = """
     MERGE INTO book.members m USING unnest(
         %(members)s::text[], %(states)s::text[], %(tiers)s::text[], %(cards)s::bigint[], %(immunities)s::bigint[],
@@ -48,7 +48,7 @@ CHANGE: Final = """
         c.unless_immune_at_ms IS NULL OR c.unless_immune_at_ms >= coalesce(m.immune_until_ms, 0)
     ) THEN UPDATE SET
         partition_id = %(partition_id)s,
-        number = %(number)s,
+        number = CASE WHEN c.state IS NULL THEN m.number ELSE %(number)s END,
         state = CASE WHEN c.state = 'frozen' AND m.state = 'blocked' THEN 'blocked' ELSE coalesce(c.state, m.state) END,
         tier = coalesce(c.tier, m.tier),
         card_until_ms = coalesce(c.card_until_ms, m.card_until_ms),

@@ -155,7 +155,7 @@ PUT_RIGHT: Final = (
     SELECT member, coalesce(partition_id, (SELECT min(partition_id) FROM book.partitions)), is_now ->> 'state', true,
         coalesce(number, 0)
     FROM differences WHERE projection = 'members' ORDER BY member
-    ON CONFLICT (member) DO UPDATE SET state = excluded.state
+    ON CONFLICT (member) DO UPDATE SET state = excluded.state, number = excluded.number
     """,
     """
     DELETE FROM book.days n USING differences d

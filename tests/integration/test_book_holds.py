@@ -523,6 +523,21 @@ def test_the_reviewer_sees_whom_and_why(partition: Partition, book: str) -> None
         assert [line["member"] for line in held(connection)] == ["m3"]
 
 
+def test_the_reviewer_sees_why_whatever_else_is_said_of_the_member(partition: Partition, book: str) -> None:
+    update = {"id": "u1", "kind": "member_updated", "member": "m1", "ts": at(0, 5), "tier": "gold"}
+    with connect(book) as connection:
+        partition.send(freeze(1, "m1"))
+        ingest(connection, partition)
+        partition.send(update)
+        ingest(connection, partition)
+        (line,) = held(connection)
+        assert [entry["event"] for entry in line["entries"]] == ["freeze-m1-1"]
+        # Made anew, the state comes from the same entry.
+        connection.execute("UPDATE book.members SET state = 'active', number = 0")
+        assert len(list(rebuild(connection))) == 1
+        assert list(held(connection)) == [line]
+
+
 # ------------------------------------------------------------------------------------------------ commands, worker
 
 
