@@ -149,11 +149,11 @@ class Counted(msgspec.Struct, frozen=True):
 def booked_days(connection: Connection, first: str | None, last: str | None) -> list[str]:
     """Return the business days that have entries, as dates, in order."""
     rows = connection.execute(
-        "SELECT DISTINCT day FROM book.entries WHERE (%(first)s::date IS NULL OR day >= %(first)s) "
-        "AND (%(last)s::date IS NULL OR day <= %(last)s) ORDER BY 1",
+        "SELECT day::text FROM (SELECT DISTINCT day FROM book.entries WHERE (%(first)s::date IS NULL "
+        "OR day >= %(first)s) AND (%(last)s::date IS NULL OR day <= %(last)s)) d ORDER BY d.day",
         {"first": first, "last": last},
     )
-    return [day.isoformat() for (day,) in rows]
+    return [day for (day,) in rows]
 
 
 def check_caps(connection: Connection, day: str, recorded: Sequence[Recorded]) -> Iterator[Finding]:

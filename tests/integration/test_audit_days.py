@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
 
-from accrual.book import Connection, connect, slow
+from accrual.book import Connection, connect, rebuild, settle, slow
+from accrual.rulebook import day_number
 from audits import found, triggers_off
 from books import TAKING_RULEBOOK, Partition, at, ingest, order, taking
 from limits import limit, rulebook, told
@@ -176,3 +178,16 @@ def test_an_entry_whose_id_was_taken_may_have_taken_points(valkey: Server, book:
         # What came before it is judged all the same.
         connection.execute("UPDATE book.entries SET points = 700 WHERE event = 'e4'")
         assert told(connection) == [("member-cap", 2, "m2", DAY, 1000, 1300, -300)]
+
+
+def test_days_of_years_beyond_9999(valkey: Server, book: str) -> None:
+    partition = Partition(valkey.client())
+    far = (date.max - date(2026, 11, 10)).days + 5
+    partition.send(order(1), order(2, day=far), order(3, day=far, device="d"))
+    partition.send(order(4, day=far + 4), order(5, "m2", ts=at(far), at=at(far + 4, 5)))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        slow(connection, partition.rulebook, refund_wait_hours=1)
+        settle(connection, partition.rulebook, day_number(date(2026, 11, 10)) + far)
+        assert not list(found(valkey, connection))
+        assert not list(rebuild(connection, dry_run=True))
