@@ -111,6 +111,13 @@ class Model:
         self.entries[entry.event] = entry
         self.accounts[entry.member].move(entry.account, entry.points)
 
+    def book_once(self, entry: ModelEntry) -> None:
+        """Book an entry of the ledger whose id another one, in the ledger of another partition, may have had before."""
+        if entry.event in self.ids:
+            self.exceptions.append(("id_taken", entry.event))
+        else:
+            self.book(entry)
+
     def freeze(self, member: str) -> None:
         """Freeze a member, unless blocked."""
         self.states.setdefault(member, "frozen")

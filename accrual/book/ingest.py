@@ -31,6 +31,7 @@ from accrual.book.rows import (
     group_of,
 )
 from accrual.book.texts import stored
+from accrual.book.waiting import take_turn
 from accrual.errors import BookError
 from accrual.ledger import EntriesBatch, Link, RulebookRecord
 from accrual.outcomes import Counts
@@ -49,6 +50,8 @@ CREATE_RAISED: Final = """
 # left. Whatever a job makes of it comes to the disk behind it.
 NEED_NOT_WAIT: Final = "SET LOCAL synchronous_commit = off"
 
+POSITION: Final = "SELECT partition_id, batch, digest, through, next_seq, rulebook FROM book.partitions WHERE name = %s"
+
 # One member after the other by the primary key, whose rows are locked in that order.
 PLAN_RAISE: Final = "SELECT set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
 RAISE: Final = """
@@ -60,11 +63,13 @@ RAISE: Final = """
 
 def position_of(connection: Connection, partition: str) -> tuple[int, Link]:
     """Return the partition's number in the book and where the book stands in its ledger; a new one is added."""
-    connection.execute("INSERT INTO book.partitions (name) VALUES (%s) ON CONFLICT DO NOTHING", (partition,))
-    row = connection.execute(
-        "SELECT partition_id, batch, digest, through, next_seq, rulebook FROM book.partitions WHERE name = %s",
-        (partition,),
-    ).fetchone()
+    row = connection.execute(POSITION, (partition,)).fetchone()
+    if row is None:
+        with connection.transaction(), connection.cursor() as cursor:
+            # A late event that is being decided holds back the partitions that there are.
+            take_turn(cursor)
+            cursor.execute("INSERT INTO book.partitions (name) VALUES (%s) ON CONFLICT DO NOTHING", (partition,))
+            row = cursor.execute(POSITION, (partition,)).fetchone()
     assert row is not None
     return row[0], Link(row[1], bytes(row[2]), parse_stream_id(row[3]), row[4], row[5])
 

@@ -295,6 +295,16 @@ def test_two_ingesters_of_one_partition_post_once(valkey: Server, book: str) -> 
         assert len(facts(connection)["partitions"]) == 1
 
 
+def test_an_ingester_that_starts_again_uses_up_no_numbers_of_partitions(valkey: Server, book: str) -> None:
+    """There are 32 767 of them."""
+    partition, other = Partition(valkey.client()), Partition(valkey.client(), "q")
+    with connect(book) as connection:
+        for _ in range(5):
+            ingest(connection, partition)
+        ingest(connection, other)
+        assert connection.execute("SELECT partition_id, name FROM book.partitions").fetchall() == [(1, "p"), (2, "q")]
+
+
 def test_a_member_whom_another_partition_adds_at_the_same_moment(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     partition.send(order(1, "m0"), order(2, "m1"), order(3, "m2"))

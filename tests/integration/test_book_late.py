@@ -528,9 +528,11 @@ def test_an_id_that_the_ingester_books_at_the_same_moment(
 ) -> None:
     partition, other = Partition(valkey.client()), Partition(valkey.client(), "other")
     partition.send(late_of(order(1, id="same")))
-    other.send(order(2, "m2", id="same"))
+    # It has come past the day, so that nothing keeps it waiting.
+    other.send(order(2, "m3", day=3))
     with connect(book) as connection, connect(book) as ingesting:
-        ingest(connection, partition)
+        ingest(connection, partition, other)
+        other.send(order(3, "m2", day=3, id="same"))
 
         def claim(*arguments: Any, **named: Any) -> Any:
             ingest(ingesting, other)
@@ -588,6 +590,32 @@ def test_a_partition_that_is_days_behind_books_before_or_after(
         for day in booked_days(connection, None, None):
             assert not list(check_caps(connection, day, recorded))
             assert not list(check_late(connection, day, {1: partition.rulebook}, print))
+
+
+def test_a_partition_that_is_new_to_the_book_waits_for_the_late_events_that_are_being_decided(
+    valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition, new = Partition(valkey.client()), Partition(valkey.client(), "new")
+    for number in (1, 11):
+        partition.send(late_of(order(number, device="d1")))
+    new.send(*[order(number, f"m{number}", device="d1") for number in range(2, 7)])
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with connect(book) as connection, connect(book) as ingesting, connect(book) as watching:
+        ingest(connection, partition)
+        booking = threading.Thread(target=ingest, args=(ingesting, new))
+
+        def claim(*arguments: Any, **named: Any) -> Any:
+            if not booking.ident:
+                booking.start()
+                wait_until(lambda: watching.execute(waits).fetchone() == (1,), "the new partition waits")
+            return waiting.claim(*arguments, **named)
+
+        monkeypatch.setattr(late, "claim", claim)
+        work(connection, partition)
+        booking.join(60)
+        assert (entries(connection, "event"), exceptions(connection)) == ([("e1",), ("e11",)], [])
+        are_late = connection.execute("SELECT late FROM book.entries ORDER BY number, seq").fetchall()
+        assert are_late == [(True,)] * 2 + [(False,)] * 5
 
 
 # ------------------------------------------------------------------------------------------ beside the engine

@@ -501,9 +501,9 @@ def test_an_id_that_the_ingester_books_at_the_same_moment(
     partition = Partition(valkey.client())
     partition.send(order(1), refund(1, 1, 300, id="same"))
     other = Partition(valkey.client(), "other")
-    other.send(order(2, "m2", id="same"))
     with connect(book) as connection, connect(book) as ingesting:
-        ingest(connection, partition)
+        ingest(connection, partition, other)
+        other.send(order(2, "m2", id="same"))
 
         def claim(*arguments: Any, **named: Any) -> Any:
             ingest(ingesting, other)

@@ -28,6 +28,11 @@ from workers import wait_until
 FIRST_DAY: Final = day_number(date(2026, 11, 10))
 CAP: Final = 1000
 MEMBERS: Final = ("m1", "m2", "会员")
+NAMES: Final = st.sampled_from(MEMBERS)
+# The partition that an event is sent to: mostly the same one, so that events of a member meet there.
+PLACES: Final = st.sampled_from([0, 0, 0, 1])
+# The one that gets an order a second time, if any does.
+AGAIN: Final = st.sampled_from([None, None, None, None, 0, 1])
 AMOUNTS: Final = st.sampled_from([0, 99, 100, 1234, 5000, 30_000, 120_000])
 # Whether an order takes points from its member instead of giving some.
 TAKING: Final = st.sampled_from([False, False, True])
@@ -115,7 +120,7 @@ def month_later(day: int) -> int:
 
 
 class BookMachine(RuleBasedStateMachine):
-    """One partition, three members, orders of a few days; what is booked is told to the model entry by entry."""
+    """Two partitions, three members, orders of a few days; what is booked is told to the model entry by entry."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +129,8 @@ class BookMachine(RuleBasedStateMachine):
         self.connection = self.opened.enter_context(connect(self.url))
         server: Server = _servers["valkey"]
         empty(server)
-        self.partition = Partition(server.client(), rulebook=RULEBOOK)
+        self.partitions = [Partition(server.client(), name, rulebook=RULEBOOK) for name in ("p", "q")]
+        self.rulebook = self.partitions[0].rulebook
         self.model = Model(month_later)
         self.day = 0
         self.minute = 0
@@ -133,8 +139,8 @@ class BookMachine(RuleBasedStateMachine):
         self.taking: set[str] = set()
         self.deferred: list[Any] = []
         # Before the first ingest the book knows no rulebook, and lots would live as long as they do by default.
-        ingest(self.connection, self.partition)
-        self.batches_booked = 1
+        ingest(self.connection, *self.partitions)
+        self.batches_booked = [1, 1]
         # The numbers that the book has given to the model's postings, in the model's order.
         self.numbers: list[int] = []
 
@@ -143,41 +149,43 @@ class BookMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------ the ledger
 
-    def _send(self, **fields: Any) -> None:
+    def _send(self, place: int, **fields: Any) -> None:
         self.sent += 1
         self.minute = min(self.minute + 1, 600)
         now_ms = MORNING_MS + self.day * DAY_MS + self.minute * 60_000
-        event = {"id": f"e{self.sent}", "ts": now_ms, "at": now_ms} | fields
-        self.partition.send(event)
+        self.partitions[place].send({"id": f"e{self.sent}", "ts": now_ms, "at": now_ms} | fields)
 
-    @rule(member=st.sampled_from(MEMBERS), amount=AMOUNTS, ago=st.sampled_from([0, 0, 1]), is_taking=TAKING)
-    def order(self, member: str, amount: int, ago: int, is_taking: bool) -> None:
-        self._order(member, amount, ago, is_taking)
+    @rule(place=PLACES, again=AGAIN, member=NAMES, amount=AMOUNTS, ago=st.sampled_from([0, 0, 1]), is_taking=TAKING)
+    def order(self, member: str, amount: int, ago: int, is_taking: bool, place: int, again: int | None) -> None:
+        self._order(member, amount, ago, is_taking, place, again)
 
-    @rule(member=st.sampled_from(MEMBERS), amount=AMOUNTS, ago=st.integers(2, 4), is_taking=TAKING)
-    def late_order(self, member: str, amount: int, ago: int, is_taking: bool) -> None:
-        self._order(member, amount, ago, is_taking)
+    @rule(place=PLACES, again=AGAIN, member=NAMES, amount=AMOUNTS, ago=st.integers(2, 4), is_taking=TAKING)
+    def late_order(self, member: str, amount: int, ago: int, is_taking: bool, place: int, again: int | None) -> None:
+        self._order(member, amount, ago, is_taking, place, again)
 
-    def _order(self, member: str, amount: int, ago: int, is_taking: bool) -> None:
+    def _order(self, member: str, amount: int, ago: int, is_taking: bool, place: int, again: int | None) -> None:
         name = f"o{self.sent}"
         self.orders.append((name, member))
         ts = MORNING_MS + (self.day - ago) * DAY_MS
         tags = ["taking"] if is_taking else []
         self.taking |= {name} if is_taking else set()
-        self._send(kind="order_paid", member=member, amount=amount, order=name, ts=ts, tags=tags)
+        about: dict[str, Any] = {"member": member, "amount": amount, "order": name, "ts": ts, "tags": tags}
+        self._send(place, kind="order_paid", **about)
+        if again is not None:
+            self._send(again, id=f"e{self.sent}", kind="order_paid", **about)
 
     @precondition(lambda self: self.orders)
-    @rule(data=st.data(), amount=AMOUNTS, repeated=st.booleans())
-    def refund(self, data: st.DataObject, amount: int, repeated: bool) -> None:
+    @rule(data=st.data(), place=PLACES, amount=AMOUNTS, repeated=st.booleans())
+    def refund(self, data: st.DataObject, place: int, amount: int, repeated: bool) -> None:
         name, member = data.draw(st.sampled_from(self.orders))
         member = data.draw(st.sampled_from([member] * 4 + list(MEMBERS)))
-        self._send(kind="order_refunded", member=member, amount=amount, order=name)
+        self._send(place, kind="order_refunded", member=member, amount=amount, order=name)
         if repeated:
-            self._send(kind="order_refunded", member=member, amount=amount, order=name)
+            self._send(place, kind="order_refunded", member=member, amount=amount, order=name)
 
-    @rule(member=st.sampled_from(MEMBERS))
-    def freeze(self, member: str) -> None:
-        self._send(kind="member_frozen", member=member)
+    @rule(place=PLACES, member=NAMES)
+    def freeze(self, place: int, member: str) -> None:
+        self._send(place, kind="member_frozen", member=member)
 
     @precondition(lambda self: self.day < 12)
     @rule()
@@ -186,12 +194,13 @@ class BookMachine(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------------------------------------- the book
 
-    @rule(break_s=BREAKS)
-    def ingest(self, break_s: float) -> None:
-        """Post what is there."""
-        self._do(lambda connection: ingest(connection, self.partition), break_s)
-        for batch in LedgerReader(self.partition.client, "p").batches(self.batches_booked + 1):
-            self.batches_booked = batch.batch
+    @rule(place=PLACES, break_s=BREAKS)
+    def ingest(self, place: int, break_s: float) -> None:
+        """Post what is there of a partition; the other one stays behind."""
+        partition = self.partitions[place]
+        self._do(lambda connection: ingest(connection, partition), break_s)
+        for batch in LedgerReader(partition.client, partition.name).batches(self.batches_booked[place] + 1):
+            self.batches_booked[place] = batch.batch
             if isinstance(batch, EntriesBatch):
                 for _, _, entry in batch.rows():
                     self._tell_model(entry)
@@ -219,7 +228,7 @@ class BookMachine(RuleBasedStateMachine):
         if entry.outcome == "deferred":
             self.deferred.append(entry)
         elif entry.outcome != "applied":
-            self.model.book(
+            self.model.book_once(
                 ModelEntry(
                     entry.event,
                     entry.member,
@@ -237,12 +246,12 @@ class BookMachine(RuleBasedStateMachine):
 
     @rule(break_s=BREAKS)
     def slow(self, break_s: float) -> None:
-        self._do(lambda connection: slow(connection, self.partition.rulebook, refund_wait_hours=1), break_s)
+        self._do(lambda connection: slow(connection, self.rulebook, refund_wait_hours=1), break_s)
         late = [entry for entry in self.deferred if entry.cause == "late"]
         refunds = [entry for entry in self.deferred if entry.cause == "refund"]
         self.deferred = []
         for turn in _turns(late):
-            self.model.settle_late([self._late(entry) for entry in turn])
+            self.model.settle_late([self._late(entry) for entry in turn if entry.event not in self.model.ids])
         for entry in refunds:
             if any(known.order == entry.order for known in self.model.entries.values()):
                 self.model.refund(entry.event, entry.member, entry.order, entry.amount)
@@ -272,17 +281,17 @@ class BookMachine(RuleBasedStateMachine):
     @rule(ago=st.integers(0, 4), break_s=BREAKS)
     def settle(self, ago: int, break_s: float) -> None:
         day = FIRST_DAY + self.day - ago
-        self._do(lambda connection: settle(connection, self.partition.rulebook, day), break_s)
+        self._do(lambda connection: settle(connection, self.rulebook, day), break_s)
         self.model.settle(day)
 
-    @rule(member=st.sampled_from(MEMBERS), break_s=BREAKS)
+    @rule(member=NAMES, break_s=BREAKS)
     def release(self, member: str, break_s: float) -> None:
         if self._is_known(member):
             self._do(lambda connection: release(connection, member, reason="checked", by="reviewer"), break_s)
             self.model.release(member)
 
     @rule(
-        member=st.sampled_from(MEMBERS),
+        member=NAMES,
         span=st.sampled_from([None, (0, 2), (0, 12)]),
         is_let_go=st.booleans(),
         break_s=BREAKS,
@@ -311,7 +320,7 @@ class BookMachine(RuleBasedStateMachine):
         self._do(lambda connection: expire(connection, FIRST_DAY + day), break_s)
         self.model.expire(FIRST_DAY + day)
 
-    @rule(member=st.sampled_from(MEMBERS), points=st.sampled_from([-700, -30, 40, 900]), break_s=BREAKS)
+    @rule(member=NAMES, points=st.sampled_from([-700, -30, 40, 900]), break_s=BREAKS)
     def adjust(self, member: str, points: int, break_s: float) -> None:
         with self.connection.cursor() as cursor:
             day = today(cursor)
@@ -423,25 +432,26 @@ def test_a_history_of_a_blocked_member(machine: None) -> None:
         book.the_accounts_add_up()
 
     def deal_with_all() -> None:
-        for rule_of_the_book in (book.ingest, book.slow):
-            rule_of_the_book(break_s=0.0)
-            check()
+        book.ingest(place=0, break_s=0.0)
+        check()
+        book.slow(break_s=0.0)
+        check()
 
     def refund(order: str, amount: int) -> None:
-        book._send(kind="order_refunded", member="m1", amount=amount, order=order)
+        book._send(0, kind="order_refunded", member="m1", amount=amount, order=order)
 
     try:
-        book.order(member="m1", amount=5000, ago=0, is_taking=False)
-        book.freeze(member="m1")
-        book.order(member="m1", amount=1234, ago=0, is_taking=False)
+        book.order(member="m1", amount=5000, ago=0, is_taking=False, place=0, again=None)
+        book.freeze(place=0, member="m1")
+        book.order(member="m1", amount=1234, ago=0, is_taking=False, place=0, again=None)
         deal_with_all()
         book.confirm(member="m1", span=None, is_let_go=False, break_s=0.0)
         check()
         assert (book.model.states, book.model.accounts["m1"].held) == ({"m1": "blocked"}, 0)
         # The ledger has not learnt of it: it goes on to hold what comes, and says once more that the member is frozen.
-        book.order(member="m1", amount=30_000, ago=0, is_taking=False)
-        book.freeze(member="m1")
-        book.late_order(member="m1", amount=1234, ago=2, is_taking=False)
+        book.order(member="m1", amount=30_000, ago=0, is_taking=False, place=0, again=None)
+        book.freeze(place=0, member="m1")
+        book.late_order(member="m1", amount=1234, ago=2, is_taking=False, place=0, again=None)
         late = book.orders[-1][0]
         # Of the late order, also more than it was; of what was granted before; and of what is held now.
         for order, amount in ((late, 1000), (late, 1000), (book.orders[0][0], 1000), (book.orders[2][0], 10_000)):
@@ -457,7 +467,7 @@ def test_a_history_of_a_blocked_member(machine: None) -> None:
         book.confirm(member="m1", span=(0, 0), is_let_go=False, break_s=0.0)
         check()
         book.release(member="m1", break_s=0.0)
-        book.late_order(member="m1", amount=1234, ago=2, is_taking=False)
+        book.late_order(member="m1", amount=1234, ago=2, is_taking=False, place=0, again=None)
         deal_with_all()
         # That day is a Sunday.
         assert (account.pending, account.held, book.model.states) == (30, 0, {})
