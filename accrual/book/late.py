@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import Any, Final, LiteralString
 
 import msgspec
@@ -92,13 +93,15 @@ class Accepted(msgspec.Struct, frozen=True):
     entry: Entry
 
 
-def judge_late_events(cursor: psycopg.Cursor[Any], rulebook: Rulebook, by: str) -> Done | None:
+def judge_late_events(cursor: psycopg.Cursor[Any], rulebook: Rulebook, by: str, days: Collection[int]) -> Done | None:
     """Deal with the first of the late events that wait, within the cursor's transaction and turn.
 
-    Return what was done; ``None`` where none waits. Raises ``RulebookError`` for a rulebook whose business days are not
+    They are those before one that came meanwhile, of a day that is not among ``days`` and may have no table yet. Return
+    what was done; ``None`` where none waits. Raises ``RulebookError`` for a rulebook whose business days are not
     those of the ledgers.
     """
-    events = _first_ones(late_events(cursor, CHUNK_EVENTS))
+    waiting = late_events(cursor, CHUNK_EVENTS)
+    events = _first_ones([*takewhile(lambda event: event.day in days, waiting)])
     if not events:
         return None
     recorded = newest_rulebook(cursor)

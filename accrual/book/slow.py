@@ -42,7 +42,7 @@ DRY_RUN_EVENTS: Final = 1000
 # The newest of them first, with the days on which they came: the first day that a book ever has says which are long
 # past.
 ENSURE_DAYS: Final = """
-    SELECT book.ensure_day(day) FROM (
+    SELECT day - date '1970-01-01', book.ensure_day(day) FROM (
         SELECT DISTINCT unnest(ARRAY[d.day, to_timestamp(split_part(d.stream_id, '-', 1)::bigint / 1000)::date]) AS day
         FROM book.waiting w JOIN book.deferred d USING (partition_id, seq) WHERE w.cause = 'late'
     ) days ORDER BY day DESC
@@ -116,10 +116,10 @@ def slow(
     check_person(by)
     total = Done()
     wait_s = refund_wait_hours * 3600
-    retried(lambda: connection.execute(ENSURE_DAYS))
+    days = {day for day, _ in retried(lambda: connection.execute(ENSURE_DAYS).fetchall())}
     with connection.transaction(force_rollback=True) if dry_run else nullcontext():
         for judge in (
-            functools.partial(judge_late_events, rulebook=rulebook, by=by),
+            functools.partial(judge_late_events, rulebook=rulebook, by=by, days=days),
             functools.partial(judge_refunds, wait_s=wait_s, by=by),
         ):
             _all_of(connection, judge, total, stopping, most=DRY_RUN_EVENTS if dry_run else None)

@@ -420,6 +420,26 @@ def test_days_get_a_table_each_and_those_long_before_the_first_share_one(valkey:
         ]
 
 
+def test_an_event_that_comes_meanwhile_of_a_day_without_a_table_is_for_the_next_run(
+    valkey: Server, book: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = Partition(valkey.client())
+    partition.send(order(1, day=10))
+    with connect(book) as connection, connect(book) as ingesting:
+        ingest(connection, partition)
+
+        def late_events(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            partition.send(order(2, day=5, at=at(10, 60)))
+            ingest(ingesting, partition)
+            return waiting.late_events(*arguments)
+
+        monkeypatch.setattr(late, "late_events", late_events)
+        assert work(connection, partition) == Done()
+        assert work(connection, partition) == Done(1, 1, 20)
+        assert entries(connection) == [("e2", "granted", 20)]
+
+
 def test_texts_that_the_database_cannot_keep(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     strange = ["a\0b", "a\\0b", "\0", "会员\0"]
