@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from accrual.rulebook import EarningRule, Limit, Rulebook
+from accrual.rulebook import EarningRule, Limit, Rulebook, day_text
 
 __all__ = ["BookedEntry", "Posting", "Refund", "explain", "explain_held", "utc"]
 
@@ -132,8 +132,9 @@ def _held(points: int) -> str:
 
 
 def utc(time_ms: int) -> str:
-    """Return a time in UTC, to the millisecond."""
-    return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds")
+    """Return a time in UTC, to the millisecond; years beyond 9999 have as many digits as they need."""
+    day, within = divmod(timedelta(milliseconds=time_ms), timedelta(days=1))
+    return f"{day_text(day)}T{(EPOCH + within).timetz().isoformat(timespec='milliseconds')}"
 
 
 def _accrued(posting: Posting, rulebook: Rulebook | None) -> str:

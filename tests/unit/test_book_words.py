@@ -245,11 +245,18 @@ def test_what_froze_a_member_without_points() -> None:
     assert explain_held(control, 0, BEANS) == "Control event f1 froze the member."
 
 
-def test_a_release_says_how_long_the_member_is_immune() -> None:
-    said = moved("release", "held", "pending", entry=ORDER, by="alice", details={"immune_until_ms": 1_794_672_000_000})
-    assert said.endswith(
-        "released to pending by alice; no limit freezes the member or holds their points until "
-        "2026-11-14T16:00:00.000+00:00."
+@pytest.mark.parametrize(
+    ("until_ms", "said"),
+    [
+        (1_794_672_000_000, "2026-11-14T16:00:00.000+00:00"),
+        (253_402_300_799_999, "9999-12-31T23:59:59.999+00:00"),
+        (2**53 - 1, "287396-10-12T08:59:00.991+00:00"),
+    ],
+)
+def test_a_release_says_how_long_the_member_is_immune(until_ms: int, said: str) -> None:
+    words = moved("release", "held", "pending", entry=ORDER, by="alice", details={"immune_until_ms": until_ms})
+    assert words.endswith(
+        f"released to pending by alice; no limit freezes the member or holds their points until {said}."
     )
 
 
