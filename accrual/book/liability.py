@@ -40,10 +40,14 @@ Basis: TypeAlias = Literal["posting", "business"]
 # Upper ends of the age brackets, in days since the points were earned; older ones are in a bracket of their own.
 AGES: Final = (30, 90, 180, 365)
 
+# Dates are those of the transaction's zone: `AT TIME ZONE` takes CET, EET, MET and WET for abbreviations, which know no
+# summer.
+SET_ZONE: Final = "SELECT set_config('timezone', %(zone)s, true)"
+
 # The time of posting is when the transaction began, so that one that began before midnight may end behind it.
 UNSETTLED_S: Final = 3600
 IS_OPEN: Final = """
-    SELECT now() < (%(last)s::date + 1)::timestamp AT TIME ZONE %(zone)s + make_interval(secs => %(unsettled_s)s)
+    SELECT now() < (%(last)s::date + 1)::timestamptz + make_interval(secs => %(unsettled_s)s)
 """
 
 # Movements with the day of the points and the day that they belong to. What touches `available` is told by lot; a part
@@ -63,7 +67,7 @@ LEGS: Final = """
         SELECT p.kind, p.from_account, p.to_account, p.points, p.day, p.booked_at,
             CASE p.kind WHEN 'adjust' THEN p.day WHEN 'expire' THEN (a.details ->> 'day')::date
                 WHEN 'refund' THEN greatest(d.day, p.day)
-                ELSE greatest((a.done_at AT TIME ZONE %(zone)s)::date, p.day) END,
+                ELSE greatest(a.done_at::date, p.day) END,
             p.lot_days, p.lot_points
         FROM book.postings p JOIN book.actions a USING (action)
         LEFT JOIN book.refunds r ON p.kind = 'refund' AND r.action = p.action AND r.seq = p.cause_seq
@@ -72,8 +76,7 @@ LEGS: Final = """
     ), parts AS (
         SELECT m.kind, m.from_account, m.to_account, coalesce(part.points, m.points) AS points,
             CASE WHEN m.lot_days IS NULL THEN m.day ELSE part.day END AS day, m.day AS earned,
-            CASE %(basis)s WHEN 'posting' THEN (m.posted_at AT TIME ZONE %(zone)s)::date ELSE m.business_day END
-                AS effective
+            CASE %(basis)s WHEN 'posting' THEN m.posted_at::date ELSE m.business_day END AS effective
         FROM moved m LEFT JOIN LATERAL unnest(m.lot_days, m.lot_points) AS part (day, points) ON true
     )
 """
@@ -158,6 +161,7 @@ def liability(
     }
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        cursor.execute(SET_ZONE, parameters)
         if basis == "posting" and cursor.execute(IS_OPEN, parameters).fetchone() == (True,):
             log.warning("%s ended less than an hour ago, if at all: the report may still change", day_text(last_day))
         cursor.execute(MOVEMENT, parameters)

@@ -175,6 +175,19 @@ def test_the_programme_has_its_own_midnight(valkey: Server, book: str, caplog: p
             liability(connection, RULEBOOK, now - 9, now)
 
 
+def test_a_zone_that_is_called_like_its_winter_has_a_summer(valkey: Server, book: str) -> None:
+    text = BOOK_RULEBOOK.replace("Asia/Shanghai", "CET")
+    partition = Partition(valkey.client(), rulebook=text)
+    partition.send(order(1))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE book.batches SET booked_at = '2026-07-01T22:30Z'")
+        day = day_number(date(2026, 7, 2))
+        assert movement(liability(connection, parse(text), day, day))["granted"] == 10
+        assert connection.execute("SHOW timezone").fetchone() == ("UTC",)
+
+
 def test_what_is_outstanding_by_state_and_age(valkey: Server, book: str) -> None:
     partition = Partition(valkey.client())
     partition.send(*(order(number, device="d") for number in range(1, 8)))
