@@ -13,6 +13,7 @@ from accrual.cli.arguments import (
     until_told_to_stop,
     write_json,
 )
+from accrual.errors import UsageError
 from accrual.rulebook import load
 
 __all__ = ["add"]
@@ -63,6 +64,8 @@ def _rebuild(parsed: argparse.Namespace) -> int:
 def _follow(parsed: argparse.Namespace) -> int:
     from accrual.book import BookService
 
+    if parsed.dry_run or parsed.member is not None:
+        raise UsageError("--dry-run, --member: go with rebuild, and only with that")
     settings = settings_of(parsed, "rulebook", "redis", "database", "partition")
     log_to_stderr(settings.log_level)
     load(settings.rulebook)

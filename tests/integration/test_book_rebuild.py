@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import Any
 
+import pytest
+
 from accrual.book import Connection, adjust, confirm, connect, expire, rebuild, release, settle, slow
 from accrual.rulebook import day_number
 from books import Partition, at, balance, facts, ingest, order
@@ -138,6 +140,13 @@ def test_who_only_asks_keeps_nobody_waiting_and_writes_nothing(valkey: Server, b
         for dry_run in (True, False):
             assert list(rebuild(connection, member="unknown", dry_run=dry_run)) == []
         assert connection.execute(count).fetchone() == before
+
+
+@pytest.mark.parametrize("flags", [("--dry-run",), ("--member", "m1")])
+def test_flags_of_a_rebuild_do_not_let_the_ingester_loose(flags: tuple[str, ...]) -> None:
+    done = command("book", *flags)
+    assert done.returncode == 2
+    assert done.stderr == b"accrual book: --dry-run, --member: go with rebuild, and only with that\n"
 
 
 def test_it_tells_the_truth_while_jobs_and_the_ingester_run(valkey: Server, book: str) -> None:
