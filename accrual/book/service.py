@@ -22,6 +22,10 @@ __all__ = ["BookService", "run_again"]
 
 FIRST_PAUSE_S: Final = 0.1
 
+# What a server says while it is away, full, a replica, unable to save, short of replicas, or busy.
+PASSING: Final = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, redis.ReadOnlyError)
+PASSING_CODES: Final = frozenset({"MISCONF", "NOREPLICAS", "BUSY"})
+
 log = logging.getLogger("accrual.book")
 
 
@@ -63,7 +67,7 @@ class BookService:
 
 
 def run_again(work: Callable[[], None], stopping: threading.Event, *, longest_pause_s: float) -> None:
-    """Do ``work`` until it ends, again whenever a server or database went away, or until ``stopping`` is set.
+    """Do ``work`` until it ends, again whenever a server refuses for now or went away, or until ``stopping`` is set.
 
     Raises what waiting cannot mend.
     """
@@ -71,7 +75,7 @@ def run_again(work: Callable[[], None], stopping: threading.Event, *, longest_pa
     while not stopping.is_set():
         try:
             work()
-        except (redis.ConnectionError, redis.TimeoutError, BookError) as error:
+        except (redis.RedisError, BookError) as error:
             if not _may_pass(error):
                 raise
             log.warning("%s; trying again", " ".join(str(error).split()))
@@ -82,4 +86,6 @@ def run_again(work: Callable[[], None], stopping: threading.Event, *, longest_pa
 
 
 def _may_pass(error: Exception) -> bool:
-    return not isinstance(error, BookError) or isinstance(error.__cause__, psycopg.OperationalError)
+    if isinstance(error, BookError):
+        return isinstance(error.__cause__, psycopg.OperationalError)
+    return isinstance(error, PASSING) or str(error).partition(" ")[0] in PASSING_CODES

@@ -23,7 +23,7 @@ from accrual.errors import BookError
 from accrual.rulebook import Rulebook, day_number
 from accrual.settings import Settings
 from books import BOOK_RULEBOOK, DAY_MS, Partition, at, balance, facts, ingest, order, run_json
-from servers import Server
+from servers import Server, ServerFactory
 from workers import ROOT, environment, wait_until
 
 DAY = day_number(date(2026, 11, 10))
@@ -306,6 +306,25 @@ def test_the_database_may_go_away(valkey: Server, book: str, caplog: pytest.LogC
             )
             wait_until(lambda: balance(connection, "m1") == (0, 20, 0), "the second day is settled")
             wait_until(lambda: "trying again" in caplog.text, "it says that it tries again")
+
+
+def test_a_stream_server_that_is_full_is_waited_for(
+    server_factory: ServerFactory, book: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = server_factory("valkey")
+    client = server.client()
+    partition = Partition(client)
+    partition.send({"id": "f1", "kind": "member_frozen", "member": "m1", "ts": at()}, order(1))
+    with connect(book) as connection:
+        ingest(connection, partition)
+        release(connection, "m1", reason="checked", by="alice")
+        client.config_set("maxmemory", 1)
+        with served(server, book, partition, settle_interval_s=1):
+            wait_until(lambda: "trying again" in caplog.text, "it says that it tries again")
+            wait_until(lambda: balance(connection, "m1") == (0, 10, 0), "the day is settled all the same")
+            client.config_set("maxmemory", 0)
+            sent = "SELECT count(*) FROM book.outbox WHERE sent_at IS NOT NULL"
+            wait_until(lambda: connection.execute(sent).fetchone() == (1,), "the fast path is told")
 
 
 def test_a_job_that_is_told_to_stop_ends_in_order(valkey: Server, book: str, tmp_path: Path) -> None:
