@@ -25,6 +25,8 @@ FIRST_PAUSE_S: Final = 0.1
 # What a server says while it is away, full, a replica, unable to save, short of replicas, or busy.
 PASSING: Final = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, redis.ReadOnlyError)
 PASSING_CODES: Final = frozenset({"MISCONF", "NOREPLICAS", "BUSY"})
+# In redis-py these are connection errors, but no further attempt changes them.
+LASTING: Final = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 
 log = logging.getLogger("accrual.book")
 
@@ -88,4 +90,6 @@ def run_again(work: Callable[[], None], stopping: threading.Event, *, longest_pa
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, BookError):
         return isinstance(error.__cause__, psycopg.OperationalError)
+    if isinstance(error, LASTING):
+        return False
     return isinstance(error, PASSING) or str(error).partition(" ")[0] in PASSING_CODES

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from accrual.book import Connection, Done, Scheduler, connect, release, schedule, settle, slow
 from accrual.book.schedule import days_to_settle
 from accrual.errors import BookError
-from accrual.rulebook import Rulebook, day_number
+from accrual.rulebook import Rulebook, day_number, parse
 from accrual.settings import Settings
 from books import BOOK_RULEBOOK, DAY_MS, Partition, at, balance, facts, ingest, order, run_json
 from servers import Server, ServerFactory
@@ -286,6 +287,18 @@ def test_what_waiting_cannot_mend_ends_all_jobs(valkey: Server, book: str, monke
     with pytest.raises(BookError, match="cannot be mended"):
         scheduler(valkey, book, partition.rulebook, 1).run(stopping)
     assert stopping.is_set()
+
+
+def test_a_stream_server_that_does_not_let_us_in_ends_all_jobs(server_factory: ServerFactory, book: str) -> None:
+    server = server_factory("valkey", {"requirepass": "word"})
+    stopping = threading.Event()
+    too_long = threading.Timer(10, stopping.set)
+    too_long.start()
+    with connect(book) as connection:
+        connection.execute("INSERT INTO book.partitions (name) VALUES ('p')")
+        with pytest.raises(redis.AuthenticationError):
+            scheduler(server, book, parse(BOOK_RULEBOOK), 1).run(stopping)
+    too_long.cancel()
 
 
 def test_the_database_may_go_away(valkey: Server, book: str, caplog: pytest.LogCaptureFixture) -> None:
