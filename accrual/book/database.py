@@ -50,7 +50,7 @@ def connect(url: str) -> Connection:
     try:
         address = psycopg.conninfo.make_conninfo("", **(ALIVE | psycopg.conninfo.conninfo_to_dict(url)))
     except psycopg.ProgrammingError as error:
-        raise UsageError(f"--database: {_words(error)}") from None
+        raise UsageError(f"--database: {_without_password(_words(error), url)}") from None
     try:
         connection = psycopg.connect(
             address, autocommit=True, application_name="accrual", connect_timeout=10, client_encoding=ENCODING
@@ -156,6 +156,12 @@ def _refuse_foreign(applied: dict[str, str], ours: dict[str, str]) -> None:
             raise BookError(f"the book was made by a newer program: this one does not know {name}")
         if checksum != ours[name]:
             raise BookError(f"the book was made with another {name} than this program has")
+
+
+def _without_password(words: str, url: str) -> str:
+    """Return what is said of ``url`` without what it quotes from before the host."""
+    before = url.rpartition("@")[0]
+    return re.sub(r'"([^"]*)"', lambda quoted: '"…"' if "@" in quoted[1] or quoted[1] in before else quoted[0], words)
 
 
 def _words(error: psycopg.Error) -> str:
