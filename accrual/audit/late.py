@@ -19,6 +19,7 @@ import msgspec
 from psycopg import sql
 
 from accrual.audit.findings import Finding
+from accrual.audit.rows import booked_evidence
 from accrual.book.database import Connection
 from accrual.book.texts import shown, stored
 from accrual.events import Event, decode_compact
@@ -157,11 +158,10 @@ FIELDS: Final = ("outcome", "cause", "frozen", "base", "uncapped", "points", "ca
 def _told(*booked: Any) -> dict[str, Any]:
     """Return what is booked of an entry in the words of a decision."""
     told = dict(zip(FIELDS, booked, strict=True))
-    evidence = told["evidence"] or ()
     return told | {
         "cause": told["cause"] or "",
         "campaigns": tuple(shown(campaign) for campaign in told["campaigns"] or ()),
-        "evidence": tuple((shown(item["limit"]), item["observed"]) for item in evidence),
+        "evidence": booked_evidence(told["evidence"]),
     }
 
 

@@ -34,6 +34,7 @@ from workers import ROOT, SECRET, command, wait_until
 
 DAY = day_number(date(2026, 11, 10))
 WAIT_HOURS = 168
+WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 Event = dict[str, Any]
 
@@ -590,9 +591,8 @@ def test_a_partition_that_is_days_behind_books_before_or_after(
         threads[0].start()
         assert is_about_to_commit.wait(60)
         threads[1].start()
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         with connect(book) as watching:
-            wait_until(lambda: watching.execute(waits).fetchone() == (1,), "the late events wait")
+            wait_until(lambda: watching.execute(WAITS).fetchone() == (1,), "the late events wait")
             may_commit.set()
         for thread in threads:
             thread.join(60)
@@ -619,7 +619,6 @@ def test_a_partition_that_is_new_to_the_book_waits_for_the_late_events_that_are_
     for number in (1, 11):
         partition.send(late_of(order(number, device="d1")))
     new.send(*[order(number, f"m{number}", device="d1") for number in range(2, 7)])
-    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with connect(book) as connection, connect(book) as ingesting, connect(book) as watching:
         ingest(connection, partition)
         booking = threading.Thread(target=ingest, args=(ingesting, new))
@@ -627,7 +626,7 @@ def test_a_partition_that_is_new_to_the_book_waits_for_the_late_events_that_are_
         def claim(*arguments: Any, **named: Any) -> Any:
             if not booking.ident:
                 booking.start()
-                wait_until(lambda: watching.execute(waits).fetchone() == (1,), "the new partition waits")
+                wait_until(lambda: watching.execute(WAITS).fetchone() == (1,), "the new partition waits")
             return waiting.claim(*arguments, **named)
 
         monkeypatch.setattr(late, "claim", claim)
